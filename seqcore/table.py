@@ -38,22 +38,30 @@ class TableFullError(MemoryError):
         self.max_keys = max_keys
 
 
+def reserve(size_bytes: int) -> npt.NDArray[np.uint8]:
+    """Zeroed bytes that take memory only once they are touched, 4 KiB at a time; unmapped with the last view of them."""
+    region = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    region.madvise(mmap.MADV_NOHUGEPAGE)  # else 256 sub-tables of a few slots would take 256 x 2 MiB
+    return np.frombuffer(region, np.uint8)
+
+
 class Table:
     """See the module's diagram. `max_keys` bounds addresses, not memory: it is reserved at 32 bytes a key."""
 
     def __init__(self, *, max_keys: int) -> None:
         self.max_keys = max_keys
         max_capacity = max(INITIAL_CAPACITY * 4, 2 * max_keys // SUB_TABLES)
-        size_bytes = SUB_TABLES * max_capacity * 16
-        # Owned by the array: unmapped when the last view of it goes.
-        region = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        region.madvise(mmap.MADV_NOHUGEPAGE)  # else 256 sub-tables of a few slots would take 256 x 2 MiB
-        self._slots = np.frombuffer(region, np.uint64).reshape(SUB_TABLES, max_capacity, 2)
+        self._slots = reserve(SUB_TABLES * max_capacity * 16).view(np.uint64).reshape(SUB_TABLES, max_capacity, 2)
         self._capacity = np.full(SUB_TABLES, INITIAL_CAPACITY, np.int64)
         self._count = np.zeros(SUB_TABLES, np.int64)
 
     def __len__(self) -> int:
         return int(self._count.sum())
+
+    @property
+    def kernel_parts(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Slots, capacities and counts, for kernels that call `get_one` and `put_one`."""
+        return self._slots, self._capacity, self._count
 
     @property
     def memory_bytes(self) -> int:
@@ -62,7 +70,7 @@ class Table:
 
     def get(self, key: int) -> int:
         """The key's value, 0 if absent."""
-        return int(_get(self._slots, self._capacity, np.uint64(key)))
+        return int(get_one(self._slots, self._capacity, np.uint64(key)))
 
     def get_many(self, keys: Words) -> Words:
         """The value of each key, 0 where absent."""
@@ -115,7 +123,7 @@ def _find(slots: npt.NDArray[np.uint64], capacity: int, hashed: np.uint64, key: 
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _get(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], key: np.uint64) -> np.uint64:
+def get_one(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], key: np.uint64) -> np.uint64:
     hashed = mix(key)
     sub = np.int64(hashed >> np.uint64(56))
     return slots[sub, _find(slots[sub], capacity[sub], hashed, key), 1]
@@ -124,7 +132,36 @@ def _get(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], key: np
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _get_many(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], keys: Words, values: Words) -> None:
     for i in range(len(keys)):
-        values[i] = _get(slots, capacity, keys[i])
+        values[i] = get_one(slots, capacity, keys[i])
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def put_one(
+    slots: npt.NDArray[np.uint64],
+    capacity: npt.NDArray[np.int64],
+    count: npt.NDArray[np.int64],
+    key: np.uint64,
+    value: np.uint64,
+) -> bool:
+    """Sets one value, 0 deletes; False if the sub-table could not grow."""
+    hashed = mix(key)
+    sub = np.int64(hashed >> np.uint64(56))
+    at = _find(slots[sub], capacity[sub], hashed, key)
+    occupied = slots[sub, at, 1] != 0
+    if value == 0:
+        if occupied:
+            _remove(slots[sub], capacity[sub], at)
+            count[sub] -= 1
+        return True
+    if not occupied:
+        if (count[sub] + 1) * 100 > capacity[sub] * MAX_LOAD_PERCENT:
+            if not _grow(slots[sub], capacity, sub):
+                return False
+            at = _find(slots[sub], capacity[sub], hashed, key)
+        slots[sub, at, 0] = key
+        count[sub] += 1
+    slots[sub, at, 1] = value
+    return True
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -137,24 +174,8 @@ def _put_many(
 ) -> int:
     """Returns how many were set: fewer than all if a sub-table could not grow."""
     for i in range(len(keys)):
-        key, value = keys[i], values[i]
-        hashed = mix(key)
-        sub = np.int64(hashed >> np.uint64(56))
-        at = _find(slots[sub], capacity[sub], hashed, key)
-        occupied = slots[sub, at, 1] != 0
-        if value == 0:
-            if occupied:
-                _remove(slots[sub], capacity[sub], at)
-                count[sub] -= 1
-            continue
-        if not occupied:
-            if (count[sub] + 1) * 100 > capacity[sub] * MAX_LOAD_PERCENT:
-                if not _grow(slots[sub], capacity, sub):
-                    return i
-                at = _find(slots[sub], capacity[sub], hashed, key)
-            slots[sub, at, 0] = key
-            count[sub] += 1
-        slots[sub, at, 1] = value
+        if not put_one(slots, capacity, count, keys[i], values[i]):
+            return i
     return len(keys)
 
 
