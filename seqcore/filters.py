@@ -35,11 +35,11 @@ class Filter:
 
         The sort by time is stable, so equal times stay in order of arrival. Results may be views of the input.
         """
-        time = columns[schema.time.name]
+        time = columns[schema.time.name].view(np.int64)
         if len(time) > 1 and bool((time[1:] < time[:-1]).any()):
             order = np.argsort(time, kind="stable")
             columns = {name: values[order] for name, values in columns.items()}
-            time = columns[schema.time.name]
+            time = columns[schema.time.name].view(np.int64)
         start = 0 if self.start_ms is None else int(np.searchsorted(time, np.int64(self.start_ms), "left"))
         end = len(time) if self.end_ms is None else int(np.searchsorted(time, np.int64(self.end_ms), "left"))
         end = max(start, end)

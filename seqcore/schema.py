@@ -207,7 +207,9 @@ class Schema:
         ):
             for position, column in enumerate(theirs):
                 if position >= len(mine) or mine[position] != column:
-                    raise SchemaError(field, f"column {column.name!r} differs from the one that the data was written with")
+                    raise SchemaError(
+                        field, f"column {column.name!r} differs from the one that the data was written with"
+                    )
             for column in mine[len(theirs) :]:
                 if column.since <= older.version:
                     raise SchemaError(field, f"new column {column.name!r} needs since > {older.version}")
@@ -256,7 +258,7 @@ def row_dtype(columns: Sequence[Column]) -> np.dtype[np.void]:
 def _fits(value: int | float, type_: Type) -> bool:
     if type_ is Type.F32:
         return True
-    limits = np.iinfo(type_.dtype)
+    limits = np.iinfo(type_.dtype.str)
     return isinstance(value, int) and int(limits.min) <= value <= int(limits.max)
 
 
@@ -306,7 +308,9 @@ def _column(field: str, document: object) -> Column:
     written = _string(f"{field}.type", entry.get("type"))
     match = re.fullmatch(r"(u8|u16|u32|u64|i64|f32)(?:\[(\d{1,3})\])?", written)
     if not match:
-        raise SchemaError(f"{field}.type", f"{written!r} is none of u8 u16 u32 u64 i64 f32, or a fixed array such as u16[4]")
+        raise SchemaError(
+            f"{field}.type", f"{written!r} is none of u8 u16 u32 u64 i64 f32, or a fixed array such as u16[4]"
+        )
     role = _string(f"{field}.role", entry.get("role", "plain"))
     if role.upper() not in Role.__members__:
         raise SchemaError(f"{field}.role", f"{role!r} is none of {', '.join(r.name.lower() for r in Role)}")
@@ -325,7 +329,12 @@ def _column(field: str, document: object) -> Column:
 
 def _column_document(column: Column) -> dict[str, object]:
     type_ = column.type.name.lower() + (f"[{column.length}]" if column.length > 1 else "")
-    document: dict[str, object] = {"name": column.name, "type": type_, "role": column.role.name.lower(), "since": column.since}
+    document: dict[str, object] = {
+        "name": column.name,
+        "type": type_,
+        "role": column.role.name.lower(),
+        "since": column.since,
+    }
     return document if column.default is None else {**document, "default": column.default}
 
 

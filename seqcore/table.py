@@ -97,7 +97,7 @@ class Table:
         return keys, values
 
 
-@numba.njit(nogil=True, cache=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, inline="always")
 def mix(key: np.uint64) -> np.uint64:
     """splitmix64's finalizer: a bijection, so distinct keys have distinct hashes."""
     z = key + np.uint64(0x9E3779B97F4A7C15)
@@ -106,12 +106,13 @@ def mix(key: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@numba.njit(nogil=True, cache=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, inline="always")
 def _home(hashed: np.uint64, capacity: int) -> int:
-    return np.int64(((hashed >> np.uint64(24)) & np.uint64(0xFFFFFFFF)) * np.uint64(capacity) >> np.uint64(32))
+    home = ((hashed >> np.uint64(24)) & np.uint64(0xFFFFFFFF)) * np.uint64(capacity) >> np.uint64(32)
+    return np.int64(home)  # type: ignore[return-value]  # int() would stay unsigned in a kernel
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _find(slots: npt.NDArray[np.uint64], capacity: int, hashed: np.uint64, key: np.uint64) -> int:
     """Index of the key's slot in its sub-table, or of the empty slot where it belongs."""
     at = _home(hashed, capacity)
@@ -122,20 +123,21 @@ def _find(slots: npt.NDArray[np.uint64], capacity: int, hashed: np.uint64, key: 
     return at
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def get_one(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], key: np.uint64) -> np.uint64:
     hashed = mix(key)
     sub = np.int64(hashed >> np.uint64(56))
-    return slots[sub, _find(slots[sub], capacity[sub], hashed, key), 1]
+    value: np.uint64 = slots[sub, _find(slots[sub], capacity[sub], hashed, key), 1]
+    return value
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _get_many(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], keys: Words, values: Words) -> None:
     for i in range(len(keys)):
         values[i] = get_one(slots, capacity, keys[i])
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def put_one(
     slots: npt.NDArray[np.uint64],
     capacity: npt.NDArray[np.int64],
@@ -164,7 +166,7 @@ def put_one(
     return True
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _put_many(
     slots: npt.NDArray[np.uint64],
     capacity: npt.NDArray[np.int64],
@@ -179,7 +181,7 @@ def _put_many(
     return len(keys)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _remove(slots: npt.NDArray[np.uint64], capacity: int, hole: int) -> None:
     """Backward shift: pulls up every later entry of the cluster that may lie in the hole."""
     at = hole
@@ -198,8 +200,8 @@ def _remove(slots: npt.NDArray[np.uint64], capacity: int, hole: int) -> None:
     slots[hole, 0], slots[hole, 1] = 0, 0
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _grow(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], sub: int) -> bool:
+@numba.njit(nogil=True, cache=True)
+def _grow(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], sub: np.int64) -> bool:
     old = capacity[sub]
     new = old + max(old // 4, INITIAL_CAPACITY)
     if new > slots.shape[0]:
@@ -214,7 +216,7 @@ def _grow(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], sub: i
     return True
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _items(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], keys: Words, values: Words) -> None:
     at = 0
     for sub in range(slots.shape[0]):

@@ -7,8 +7,9 @@ allocator has said where the blocks will lie.
 Letters: N rows, K blocks, C columns, F frames.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numba
 import numpy as np
@@ -119,7 +120,7 @@ def seal(blocks: Blocks, *, segment: int | Words, offset_K: Ints, gap_K: Ints) -
     blocks.data[starts[:, None] + np.arange(HEADER_BYTES)] = header_K.view(np.uint8).reshape(
         len(header_K), HEADER_BYTES
     )
-    view = memoryview(blocks.data)
+    view = blocks.data.data
     bodies = [view[a:b] for a, b in zip(starts.tolist(), (ends - FOOTER_BYTES).tolist(), strict=True)]
     digest_K = np.array(list(map(xxhash.xxh3_64_intdigest, bodies)), "<u8")
     blocks.data[(ends - 12)[:, None] + np.arange(8)] = digest_K.view(np.uint8).reshape(-1, 8)
@@ -146,12 +147,13 @@ def _compress(raw: Bytes, raw_bytes_KC: Ints) -> tuple[Bytes, Ints]:
         return np.empty(0, np.uint8), lengths.reshape(raw_bytes_KC.shape)
     span_F2 = np.stack([(np.cumsum(flat) - flat)[taken], flat[taken]], 1).astype(np.uint64)
     compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=False, write_checksum=False)
-    collection = compressor.multi_compress_to_buffer(zstandard.BufferWithSegments(raw, span_F2.tobytes()))
-    lengths[taken] = np.fromiter(map(len, collection), np.int64, len(collection))
-    return np.frombuffer(b"".join(collection), np.uint8), lengths.reshape(raw_bytes_KC.shape)
+    collection = compressor.multi_compress_to_buffer(zstandard.BufferWithSegments(raw.data, span_F2.tobytes()))
+    compressed = cast("Collection[bytes]", collection)  # a sequence of buffers, typed as less
+    lengths[taken] = np.fromiter(map(len, compressed), np.int64, len(compressed))
+    return np.frombuffer(b"".join(compressed), np.uint8), lengths.reshape(raw_bytes_KC.shape)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _shuffle(
     words_CN: Words,
     row_K1: Ints,
@@ -199,7 +201,7 @@ def _shuffle(
     return at
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _lay_out(
     data: Bytes,
     offset_K1: Ints,

@@ -149,7 +149,7 @@ class Flusher:
             segment_of(places).tolist(),
             (page_of(places).astype(np.int64) + target // PAGE_BYTES).tolist(),
         )
-        data = memoryview(blocks.data)
+        data = blocks.data.data
         for i, (a, b) in enumerate(zip(begin.tolist(), end.tolist(), strict=True)):
             if fits[i]:
                 writer.write(segments[i], pages[i], data[a:b])
@@ -230,7 +230,7 @@ class Flusher:
         offset_K = (start_R - begin)[blocks.run_K] + blocks.offset_K1[:-1]
         seal(blocks, segment=home.segment, offset_K=offset_K, gap_K=np.zeros(len(blocks.run_K), np.int64))
 
-        data = memoryview(blocks.data)
+        data = blocks.data.data
         if small_pages:
             small = np.flatnonzero(small_R)
             spans = zip(begin[small].tolist(), end[small].tolist(), strict=True)
@@ -238,17 +238,18 @@ class Flusher:
         for i in np.flatnonzero(~small_R).tolist():
             writer.write(home.segment, int(start_R[i]) // PAGE_BYTES, data[int(begin[i]) : int(end[i])])
 
-        segment, start, length = np.uint64(home.segment), start_R.astype(np.uint64), length_R.astype(np.uint64)
-        page = start >> 12
+        start, length = start_R.astype(np.uint64), length_R.astype(np.uint64)
+        segment = np.full(len(chosen), home.segment, np.uint64)
+        page = start >> np.uint64(12)
         place_U[chosen] = np.where(
             small_R,
-            pack_small(segment=segment, page=page, start_bytes=start & 4095, used_bytes=length),
+            pack_small(segment=segment, page=page, start_bytes=start & np.uint64(4095), used_bytes=length),
             pack_extent(
                 segment=segment,
                 page=page,
                 used_bytes=length,
                 size_class=class_R.astype(np.uint64),
-                is_disordered=np.uint64(0),
+                is_disordered=np.zeros_like(page),
             ),
         )
 

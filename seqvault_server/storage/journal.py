@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -70,8 +70,8 @@ class RocksJournal:
         self._db.flush_wal(True)
 
     def read(self) -> JournalImage:
-        keys = b"".join(self._db.keys())
-        values = b"".join(self._db.values())
+        keys = b"".join(cast("Iterable[bytes]", self._db.keys()))
+        values = b"".join(cast("Iterable[bytes]", self._db.values()))
         fields = np.frombuffer(values, "<u8").reshape(-1, 3)
         return JournalImage(np.frombuffer(keys, ">u8").astype(np.uint64), fields[:, 0], fields[:, 1], fields[:, 2])
 

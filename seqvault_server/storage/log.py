@@ -133,6 +133,7 @@ class RocksGeneration:
 
     def read(self) -> Iterator[tuple[int, bytes]]:
         for key, data in self._db.items():
+            assert isinstance(key, bytes), "a database in raw mode holds bytes"
             yield _KEY.unpack(key)[0], data
 
     def close(self) -> None:

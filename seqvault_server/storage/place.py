@@ -9,7 +9,8 @@ Class 0: a small history, shorter than a page, at `start` within page (and perha
 Class 1 and up: an extent of PAGES[class] whole pages; it begins with its page, and the 8 bits of `start` are the upper
 bits of `used` instead. d (disordered): some block holds an event older than one of an earlier block.
 
-The functions take one place (int) or many (array of uint64): they are made of shifts and products alone.
+The functions take one place (int) or many (array of uint64): they are made of shifts and products alone, which numpy's
+types see as signed, hence the exceptions below.
 """
 
 from typing import Final, TypeVar
@@ -38,42 +39,36 @@ Word = TypeVar("Word", int, npt.NDArray[np.uint64])
 
 def pack_small(*, segment: Word, page: Word, start_bytes: Word, used_bytes: Word) -> Word:
     """A history shorter than a page, in order."""
-    return (segment << 48) | (page << 30) | ((start_bytes >> 4) << 22) | ((used_bytes >> 4) << 6)
+    return (segment << 48) | (page << 30) | ((start_bytes >> 4) << 22) | ((used_bytes >> 4) << 6)  # type: ignore[return-value]
 
 
 def pack_extent(*, segment: Word, page: Word, used_bytes: Word, size_class: Word, is_disordered: Word) -> Word:
     """An extent of whole pages; size_class >= 1."""
     used = used_bytes >> 4
-    return (
-        (segment << 48)
-        | (page << 30)
-        | ((used >> 16) << 22)
-        | ((used & 0xFFFF) << 6)
-        | (size_class << 1)
-        | is_disordered
-    )
+    used_bits = ((used >> 16) << 22) | ((used & 0xFFFF) << 6)
+    return (segment << 48) | (page << 30) | used_bits | (size_class << 1) | is_disordered  # type: ignore[return-value]
 
 
 def segment_of(place: Word) -> Word:
-    return place >> 48
+    return place >> 48  # type: ignore[return-value]
 
 
 def page_of(place: Word) -> Word:
-    return (place >> 30) & 0x3FFFF
+    return (place >> 30) & 0x3FFFF  # type: ignore[return-value]
 
 
 def size_class_of(place: Word) -> Word:
-    return (place >> 1) & 31
+    return (place >> 1) & 31  # type: ignore[return-value]
 
 
 def is_extent(place: Word) -> Word:
     """1 for an extent of whole pages, 0 for a small history."""
     size_class = (place >> 1) & 31
-    return (size_class + 31) >> 5
+    return (size_class + 31) >> 5  # type: ignore[return-value]
 
 
 def is_disordered(place: Word) -> Word:
-    return place & 1
+    return place & 1  # type: ignore[return-value]
 
 
 def offset_of(place: Word) -> Word:

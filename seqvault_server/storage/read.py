@@ -15,7 +15,7 @@ from seqcore.schema import Schema
 from seqvault_server.storage.errors import DamagedHistory
 from seqvault_server.storage.place import is_disordered, is_extent, offset_of, segment_of, used_bytes_of
 from seqvault_server.storage.segments import Segments
-from seqvault_server.storage.walk import Wanted, verify, walk
+from seqvault_server.storage.walk import NO_END_MS, Wanted, verify, walk
 
 MAX_LOOP_READ_BYTES: Final = 256 << 10
 """A longer read never runs on the owner's thread: copying it out of the page cache would hold it up."""
@@ -95,7 +95,7 @@ class Reader:
 
         Blocks flushed into slack take a whole page each, but hold at least a page of raw rows.
         """
-        bounded = wanted.max_events and not wanted.has_row_filter and wanted.end_ms == Wanted.end_ms
+        bounded = wanted.max_events and not wanted.has_row_filter and wanted.end_ms == NO_END_MS
         if not bounded or not is_extent(place) or is_disordered(place):
             return 1 << 62
         return wanted.max_events * self._row_bytes + 2 * self._block_bytes

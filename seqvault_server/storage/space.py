@@ -144,7 +144,7 @@ def _runs(segment: int, pages: Ints) -> Iterator[PageRun]:
         yield PageRun(segment, int(pages[start]), end - start)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _count(live: npt.NDArray[np.uint16], start_units: Ints, units: Ints, sign: int) -> int:
     """Adds or subtracts runs of units; returns how many pages became live, or ceased to be."""
     changed = 0
@@ -161,7 +161,7 @@ def _count(live: npt.NDArray[np.uint16], start_units: Ints, units: Ints, sign: i
     return changed
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _pages_of(start_units: Ints, units: Ints) -> Ints:
     total = 0
     for i in range(len(units)):

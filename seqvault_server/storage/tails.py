@@ -139,7 +139,7 @@ class Tails:
         return users[:found], cursor
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _append(
     slots: Words,
     capacity: Ints,
@@ -201,19 +201,19 @@ def _append(
     return found
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _rows_of(slots: Words, capacity: Ints, entries: Ints, user: np.uint64) -> int:
     entry = np.int64(get_one(slots, capacity, user)) - 1
     return entries[entry, _ROWS] if entry >= 0 else 0
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _rows_of_many(slots: Words, capacity: Ints, entries: Ints, users: Words, rows_U: Ints) -> None:
     for u in range(len(users)):
         rows_U[u] = _rows_of(slots, capacity, entries, users[u])
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _starts(slots: Words, capacity: Ints, entries: Ints, users: Words, start_U1: Ints, first_lsn_U: Words) -> None:
     for u in range(len(users)):
         entry = np.int64(get_one(slots, capacity, users[u])) - 1
@@ -223,7 +223,7 @@ def _starts(slots: Words, capacity: Ints, entries: Ints, users: Words, start_U1:
             first_lsn_U[u] = np.uint64(entries[entry, _FIRST_LSN])
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _copy(
     slots: Words,
     capacity: Ints,
@@ -249,7 +249,7 @@ def _copy(
             position += 1
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _release(
     slots: Words,
     capacity: Ints,
@@ -283,7 +283,7 @@ def _release(
             state[_ENTRY_FREE] = entry
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _set_first_lsn(slots: Words, capacity: Ints, entries: Ints, users: Words, lsn: int) -> None:
     for u in range(len(users)):
         entry = np.int64(get_one(slots, capacity, users[u])) - 1
@@ -291,7 +291,7 @@ def _set_first_lsn(slots: Words, capacity: Ints, entries: Ints, users: Words, ls
             entries[entry, _FIRST_LSN] = lsn
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _find_users(
     entries: Ints, state: Ints, cursor: int, stop: int, min_rows: int, max_lsn: int, users: Words
 ) -> tuple[int, int]:

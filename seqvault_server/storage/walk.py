@@ -8,6 +8,7 @@ Letters: U extents, K blocks.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numba
 import numpy as np
@@ -20,7 +21,9 @@ Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
 
-_LONGEST = 1 << 62
+_LONGEST: Final = 1 << 62
+NO_START_MS: Final = -(1 << 63)
+NO_END_MS: Final = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +31,8 @@ class Wanted:
     """What a read looks for, as far as block headers can tell."""
 
     max_events: int = 0
-    start_ms: int = -(1 << 63)
-    end_ms: int = (1 << 63) - 1
+    start_ms: int = NO_START_MS
+    end_ms: int = NO_END_MS
     action_mask: int = (1 << 64) - 1
     has_row_filter: bool = False
     """Whether rows are filtered by action or scene, so that no block is certain to give all its rows."""
@@ -106,7 +109,7 @@ def verify(buffer: bytes | bytearray, walked: Walked) -> int:
     return int(starts[next(i for i, pair in enumerate(zip(digests, expected, strict=True)) if pair[0] != pair[1])])
 
 
-@numba.njit(nogil=True, cache=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, inline="always")
 def _load(buffer: Bytes, at: int, width: int) -> np.uint64:
     value = np.uint64(0)
     for i in range(width):
@@ -114,7 +117,7 @@ def _load(buffer: Bytes, at: int, width: int) -> np.uint64:
     return value
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _walk(
     buffer: Bytes,
     begin_U: Ints,
@@ -137,7 +140,7 @@ def _walk(
         first_block = count
         shift = offset_U[u] - begin_U[u]  # from a buffer offset to a byte of the segment
         end = end_U[u]
-        certain = 0
+        certain = np.int64(0)
         while end + shift > first_U[u] and certain < max_events:
             if end - begin_U[u] < MIN_BLOCK_BYTES:
                 if offset_U[u] > first_U[u]:
