@@ -74,21 +74,39 @@ class ShardStatistics:
     """A look at the shard, for metrics and people."""
 
     users_on_disk: int
+    """Users with a place in the index."""
     users_in_tails: int
+    """Users with rows not yet in blocks."""
     tail_rows: int
+    """Rows not yet in blocks."""
     index_bytes: int
+    """Memory of the index."""
     tail_bytes: int
+    """Memory of the tails, as far as it was ever used."""
     live_bytes: int
+    """Bytes of pages that hold a live history, slack included."""
     segments: int
+    """Segment files."""
     log_bytes: int
+    """Bytes in the current log generation."""
     next_lsn: int
+    """Number that the next append will get."""
     producers: int
-    appended_events: int
-    flushed_events: int
-    written_bytes: int
-    reads: int
-    read_bytes: int
-    read_only_cause: str
+    """Exactly-once producers that are remembered."""
+    is_read_only: bool
+    """Whether a failed log write has ended all writing."""
+    damaged_users: int
+    """Users whose blocks failed to verify when they were to be merged."""
+    appended_events_total: int
+    """Events made visible since the start."""
+    flushed_events_total: int
+    """Events written to blocks since the start."""
+    written_bytes_total: int
+    """Bytes written to segments since the start."""
+    reads_total: int
+    """Reads of segments since the start."""
+    read_bytes_total: int
+    """Bytes of those reads."""
 
 
 @dataclass(slots=True)
@@ -428,10 +446,11 @@ class Shard:
             log_bytes=self.log_bytes,
             next_lsn=self.next_lsn,
             producers=len(self.producers),
-            appended_events=counters.appended_events,
-            flushed_events=counters.flushed_events,
-            written_bytes=counters.written_bytes,
-            reads=counters.reads,
-            read_bytes=counters.read_bytes,
-            read_only_cause=self.read_only_cause,
+            is_read_only=bool(self.read_only_cause),
+            damaged_users=len(self.damaged),
+            appended_events_total=counters.appended_events,
+            flushed_events_total=counters.flushed_events,
+            written_bytes_total=counters.written_bytes,
+            reads_total=counters.reads,
+            read_bytes_total=counters.read_bytes,
         )

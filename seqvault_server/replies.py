@@ -1,0 +1,69 @@
+"""Histories as replies: blocks as they are, or decoded into plain arrays; side-info joined once per distinct item."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from laser_client.wire import pack_columns
+from seqcore.history import BlockHistory, decode_history
+from seqcore.schema import Schema
+from seqvault.v1 import seqvault_pb2 as pb
+from seqvault_server.query import ResolvedQuery
+from seqvault_server.sideinfo.store import SideInfo
+from seqvault_server.storage.read import History
+
+Array = npt.NDArray[np.generic]
+
+MAX_LOOP_DECODE_BYTES: Final = 16 << 10
+"""More compressed bytes than this are decoded in a thread: about 0.3 ms."""
+
+
+def blocks_reply(history: History, query: ResolvedQuery, schema: Schema) -> pb.GetHistoryResponse:
+    """The history as it lies on disk; nothing is decompressed."""
+    return pb.GetHistoryResponse(
+        found=history.found,
+        blocks=pb.Blocks(
+            data=history.data,
+            lengths=history.lengths.tolist(),
+            tail=history.tail,
+            residual=query.residual_message,
+            columns=query.columns,
+            schema_version=schema.version,
+        ),
+        reads=history.reads,
+        read_bytes=history.read_bytes,
+    )
+
+
+def plain_reply(history: History, decoded: dict[str, Array], query: ResolvedQuery, schema: Schema) -> pb.GetHistoryResponse:
+    """The events as packed arrays."""
+    columns = [schema.event_column_of[name] for name in query.columns]
+    return pb.GetHistoryResponse(
+        found=history.found,
+        plain=pb.Plain(event_count=len(decoded[query.columns[0]]), columns=pack_columns(decoded, columns)),
+        reads=history.reads,
+        read_bytes=history.read_bytes,
+    )
+
+
+def decode(user_id: int, history: History, query: ResolvedQuery, schema: Schema) -> dict[str, Array]:
+    """What the reply needs decoded: all columns of a plain one, the items of a join; blocking.
+
+    Raises: BlockError, for bytes that verified but do not follow the format.
+    """
+    names = query.columns if query.is_plain else ()
+    if query.side_info:
+        names = tuple(dict.fromkeys((*names, schema.item.name)))
+    blocks = BlockHistory(user_id, history.data, history.lengths, history.tail, schema.version)
+    return decode_history(blocks, schema=schema, columns=names, residual=query.residual)
+
+
+def side_info_reply(item_ids: Array, query: ResolvedQuery, schema: Schema, items: SideInfo) -> pb.SideInfo:
+    """Side-info of the distinct items."""
+    distinct = np.unique(item_ids.view(np.uint64))
+    columns = [schema.side_info_column_of[name] for name in query.side_info]
+    present, values = items.gather(distinct, columns)
+    return pb.SideInfo(item_ids=distinct.tobytes(), present=present.tobytes(), columns=pack_columns(values, columns))
+
+
