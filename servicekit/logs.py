@@ -17,6 +17,11 @@ _SHARED: Final[tuple[Processor, ...]] = (
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
 
+# Without locals: they would bring the content of requests into the log.
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure(stream: TextIO = sys.stderr, *, level: int = logging.INFO) -> None:
     """Sets the logging of the whole process: `__main__` calls it once, before anything is logged."""
@@ -24,7 +29,7 @@ def configure(stream: TextIO = sys.stderr, *, level: int = logging.INFO) -> None
     if stream.isatty():
         render = (structlog.dev.ConsoleRenderer(),)
     else:
-        render = (structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer())
+        render = (_TRACEBACKS, structlog.processors.JSONRenderer())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

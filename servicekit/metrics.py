@@ -5,14 +5,14 @@
     grpc_server_handling_seconds{...}              histogram
     grpc_server_in_flight{...}                     started - handled
 
-The counts are plain integers that the event loop alone writes: two calls per request, 0.6 us, where bound children of
-prometheus_client take 3 us (`tests/servicekit/test_service.py` prints the whole wrapper's cost). A scrape in another
-thread may see a call in one number and not yet in another; no number ever runs backwards.
+The counts are plain integers that the event loop alone writes: 0.8 us a request, where bound children of
+prometheus_client take 4.5 us. A scrape in another thread may see a call in one number and not yet in another; no counter
+ever runs backwards.
 """
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from time import perf_counter
@@ -57,7 +57,7 @@ class Method:
 class CallCounts:
     """Counts of one method. Written on the event loop's thread only."""
 
-    __slots__ = ("handled", "in_bucket", "method", "seconds", "started")
+    __slots__ = ("handled", "in_bucket", "method", "on_end", "seconds", "started")
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -65,6 +65,7 @@ class CallCounts:
         self.handled = [0] * len(CODE_NAMES)
         self.in_bucket = [0] * (len(BUCKETS_S) + 1)
         self.seconds = 0.0
+        self.on_end: Callable[[], None] | None = None
 
     def begin(self) -> float:
         """The moment to hand to `end`."""
@@ -76,6 +77,8 @@ class CallCounts:
         self.handled[code] += 1
         self.in_bucket[bisect_left(BUCKETS_S, elapsed)] += 1
         self.seconds += elapsed
+        if self.on_end is not None:
+            self.on_end()
 
     @property
     def in_flight(self) -> int:
@@ -132,6 +135,19 @@ class ServerMetrics:
     @property
     def in_flight(self) -> int:
         return sum(calls.in_flight for calls in self._calls)
+
+    async def idle(self) -> None:
+        """Returns once no call is in flight; only for a server that accepts no new ones."""
+        is_idle = asyncio.Event()
+
+        def ended() -> None:
+            if self.in_flight == 0:
+                is_idle.set()
+
+        for calls in self._calls:
+            calls.on_end = ended
+        ended()
+        await is_idle.wait()
 
     async def text(self) -> bytes:
         """Prometheus' text format. Sources are read here, on the loop; formatting, some milliseconds, runs in a thread."""

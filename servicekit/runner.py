@@ -8,7 +8,10 @@
     drain    health NOT_SERVING, /healthz 503; new calls are refused, calls in flight get `drain_ms` to end
     close    the caller's, after the last call ended
 
-A second signal ends the process at once, with status 128 + signal: what was acknowledged must not depend on `close`.
+A call that arrives in the very moment of the drain may end with CANCELLED instead of UNAVAILABLE: core had received it but
+not handed it over. It never reached its handler, so a client may retry it.
+
+A signal during the opening takes effect after it. A second signal ends the process at once, with status 128 + signal: what was acknowledged must not depend on `close`.
 """
 
 import asyncio
@@ -124,6 +127,8 @@ async def serving(open_application: Open, *, config: ListenConfig) -> AsyncItera
                 health.drain()
                 _log.info("draining", in_flight=metrics.in_flight, drain_ms=config.drain_ms)
                 await server.stop(config.drain_ms / 1000)
+                # Once the grace is over, `stop` returns while the handlers that it cancelled still unwind.
+                await metrics.idle()
         finally:
             await application.close()
             _log.info("closed")

@@ -2,7 +2,7 @@
 
 The wrapping is done at registration, not by an interceptor: the aio server runs an interceptor chain for every call,
 builds the handler anew in it, and an interceptor sees neither the raw request nor a parse error.
-`tests/servicekit/test_service.py` prints both costs.
+The wrapper adds 2.1 us to a call; `tests/servicekit/test_service.py` prints the cost of both ways.
 
 Core's own limit, `grpc.max_receive_message_length`, refuses without details, so it is only the backstop at
 HARD_LIMIT_FACTOR times the limit here.
@@ -12,7 +12,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
@@ -30,10 +30,12 @@ _OK, _CANCELLED, _UNKNOWN, _DEADLINE_EXCEEDED = 0, 1, 2, 4
 
 _log = structlog.get_logger(__name__)
 
-_Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+"""Second argument of a served method. The class is generic in its stubs only, hence the quotes."""
+
 _Parse = Callable[[bytes], Any]
 _Serialize = Callable[[Any], bytes]
-_Wrapped = Callable[[bytes, _Context], Awaitable[Any]]
+_Wrapped: TypeAlias = "Callable[[bytes, Context], Awaitable[Any]]"
 
 
 class RefusedRequestError(ValueError):
@@ -69,7 +71,7 @@ def handlers(
 
 def _handler(
     method: MethodDescriptor, servicer: object, *, errors: ErrorTable, metrics: ServerMetrics, max_request_bytes: int
-) -> grpc.RpcMethodHandler[Any, Any]:
+) -> "grpc.RpcMethodHandler[Any, Any]":
     served = getattr(servicer, method.name, None)
     name = f"{type(servicer).__name__}.{method.name}"
     if served is None:
@@ -79,8 +81,7 @@ def _handler(
     kind = "server_stream" if method.server_streaming else "unary"
     counts = metrics.method(Method(kind=kind, service=method.containing_service.full_name, name=method.name))
     parse = _bounded_parse(method, max_request_bytes=max_request_bytes)
-    # Unbound, so that a reply of another type is refused instead of sent.
-    serialize = GetMessageClass(method.output_type).SerializeToString
+    serialize = _checked_serialize(method)
     # Without a deserializer and a serializer gRPC hands over bytes and sends bytes.
     if method.server_streaming:
         if not inspect.isasyncgenfunction(served):
@@ -120,8 +121,21 @@ def _bounded_parse(method: MethodDescriptor, *, max_request_bytes: int) -> _Pars
     return parse
 
 
+def _checked_serialize(method: MethodDescriptor) -> _Serialize:
+    reply_type = GetMessageClass(method.output_type)
+
+    def serialize(reply: Any) -> bytes:
+        # Protobuf would serialize any message, and the peer would read nonsense.
+        if type(reply) is not reply_type:
+            raise TypeError(f"{method.full_name} returned {type(reply).__name__}")
+        raw: bytes = reply.SerializeToString()
+        return raw
+
+    return serialize
+
+
 def _unary(
-    served: Callable[[Any, _Context], Awaitable[Any]],
+    served: "Callable[[Any, Context], Awaitable[Any]]",
     parse: _Parse,
     serialize: _Serialize,
     counts: CallCounts,
@@ -129,7 +143,7 @@ def _unary(
 ) -> _Wrapped:
     begin, end = counts.begin, counts.end
 
-    async def call(raw: bytes, context: _Context) -> bytes:
+    async def call(raw: bytes, context: Context) -> bytes:
         began = begin()
         code = _UNKNOWN
         try:
@@ -150,7 +164,7 @@ def _unary(
 
 
 def _stream(
-    served: Callable[[Any, _Context], AsyncGenerator[Any, None]],
+    served: "Callable[[Any, Context], AsyncGenerator[Any, None]]",
     parse: _Parse,
     serialize: _Serialize,
     counts: CallCounts,
@@ -160,7 +174,7 @@ def _stream(
 
     # A coroutine that writes, not a generator: gRPC leaves a cancelled generator to the garbage collector, here its
     # `finally` runs before the call is counted as ended.
-    async def call(raw: bytes, context: _Context) -> None:
+    async def call(raw: bytes, context: Context) -> None:
         began = begin()
         code = _UNKNOWN
         try:
@@ -179,14 +193,14 @@ def _stream(
     return call
 
 
-def _code(context: _Context) -> int:
+def _code(context: Context) -> int:
     """Of a handler that returned; it may have set a code by itself."""
     # None until one is set, whatever the stubs say.
     code: grpc.StatusCode | None = context.code()
     return _OK if code is None else code.value[0]
 
 
-def _code_of_end(context: _Context) -> int:
+def _code_of_end(context: Context) -> int:
     """Of a call that was aborted by its handler, cancelled, or left by its peer."""
     if code := _code(context):
         return code
@@ -195,7 +209,7 @@ def _code_of_end(context: _Context) -> int:
     return _DEADLINE_EXCEEDED if remaining is not None and remaining <= 0 else _CANCELLED
 
 
-def _refuse(error: Exception, context: _Context, method: Method, errors: ErrorTable) -> int:
+def _refuse(error: Exception, context: Context, method: Method, errors: ErrorTable) -> int:
     """Sets the status of the call; returns its code."""
     problem = error.problem if isinstance(error, RefusedRequestError) else errors.problem(error)
     if problem is None:
