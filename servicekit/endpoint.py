@@ -8,6 +8,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Self
 
+import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from servicekit.metrics import ServerMetrics
@@ -15,6 +16,8 @@ from servicekit.metrics import ServerMetrics
 HEAD_LIMIT_BYTES: Final = 8192
 TIMEOUT_S: Final = 10.0
 """For a whole exchange: a silent peer holds no connection longer."""
+
+_log = structlog.get_logger(__name__)
 
 _PLAIN: Final = "text/plain; charset=utf-8"
 
@@ -41,6 +44,9 @@ class Endpoint:
                     await writer.drain()
             except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 writer.transport.abort()  # the peer left, was silent, or sent no HTTP: nobody is there to be told
+            except Exception:  # noqa: BLE001 - the outermost frame of an exchange
+                _log.exception("scrape failed")
+                writer.write(_response(HTTPStatus.INTERNAL_SERVER_ERROR, b"see the log\n"))
             finally:
                 writer.close()
 

@@ -6,8 +6,8 @@
     grpc_server_in_flight{...}                     started - handled
 
 The counts are plain integers that the event loop alone writes: 0.8 us a request, where bound children of
-prometheus_client take 4.5 us. A scrape in another thread may see a call in one number and not yet in another; no counter
-ever runs backwards.
+prometheus_client take 4.5 us. A scrape in another thread may see a call in one number and not yet in another; no
+counter ever runs backwards.
 """
 
 import asyncio
@@ -150,6 +150,6 @@ class ServerMetrics:
         await is_idle.wait()
 
     async def text(self) -> bytes:
-        """Prometheus' text format. Sources are read here, on the loop; formatting, some milliseconds, runs in a thread."""
+        """Prometheus' text format. Sources are read here, on the loop; formatting takes milliseconds, in a thread."""
         self._statistics.refresh()
         return await asyncio.to_thread(generate_latest, self.registry)

@@ -8,10 +8,11 @@
     drain    health NOT_SERVING, /healthz 503; new calls are refused, calls in flight get `drain_ms` to end
     close    the caller's, after the last call ended
 
-A call that arrives in the very moment of the drain may end with CANCELLED instead of UNAVAILABLE: core had received it but
-not handed it over. It never reached its handler, so a client may retry it.
+A call that arrives in the very moment of the drain may end with CANCELLED instead of UNAVAILABLE: core had received it
+but not handed it over. It never reached its handler, so a client may retry it.
 
-A signal during the opening takes effect after it. A second signal ends the process at once, with status 128 + signal: what was acknowledged must not depend on `close`.
+A signal during the opening takes effect after it. A second signal ends the process at once, with status 128 + signal:
+what was acknowledged must not depend on `close`.
 """
 
 import asyncio
@@ -51,7 +52,7 @@ class Ports:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Application:
-    """What a server serves. `handlers` are those of `services`, made by `service.handlers` with the metrics of `open`."""
+    """What a server serves: `handlers` are those of `services`, made by `service.handlers`."""
 
     services: Sequence[ServiceDescriptor]
     handlers: Sequence[grpc.GenericRpcHandler]

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
+import structlog
 
 from servicekit.endpoint import HEAD_LIMIT_BYTES, Endpoint
 from servicekit.metrics import ServerMetrics
@@ -77,6 +78,19 @@ async def test_a_peer_that_leaves_is_forgotten(endpoint: Endpoint) -> None:
     writer.close()
     await writer.wait_closed()
     assert (await _get(endpoint, "/healthz"))[0] == 200
+
+
+async def test_a_source_that_fails_is_a_500_and_is_logged() -> None:
+    def source() -> State:
+        raise KeyError("broken")
+
+    metrics = ServerMetrics()
+    metrics.export("engine", source)
+    endpoint = await Endpoint.open("127.0.0.1", 0, metrics=metrics, is_serving=lambda: True)
+    with structlog.testing.capture_logs() as logs:
+        assert (await _get(endpoint, "/metrics"))[0] == 500
+    await endpoint.close()
+    assert [log["event"] for log in logs] == ["scrape failed"]
 
 
 async def test_a_taken_port_is_an_error(endpoint: Endpoint) -> None:

@@ -200,3 +200,29 @@ async def test_a_second_signal_ends_the_process_at_once() -> None:
         assert await server.events() == ["ended at once"]
         assert await server.process.wait() == 128 + signal.SIGTERM
         call.cancel()
+
+
+SETTLED = """
+import asyncio, gc, os, signal, sys
+from servicekit.listen import ListenConfig
+from servicekit.logs import configure
+from servicekit.runner import Ports, run
+from tests.servicekit.echo import EchoApplication
+
+def ready(ports: Ports) -> None:
+    loop = type(asyncio.get_running_loop()).__module__
+    print(ports.port > 0, loop, sys.getswitchinterval(), gc.get_freeze_count() > 0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+configure()
+run(EchoApplication(), config=ListenConfig(), ready=ready)
+"""
+
+
+async def test_process_is_settled_when_it_is_ready() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-c", SETTLED, cwd=REPOSITORY, stdout=PIPE, stderr=PIPE
+    )
+    stdout, stderr = await process.communicate()
+    assert stdout.decode().split() == ["True", "uvloop", "0.0005", "True"], stderr.decode()
+    assert process.returncode == 0
