@@ -50,7 +50,8 @@ class Table:
 
     def __init__(self, *, max_keys: int) -> None:
         self.max_keys = max_keys
-        max_capacity = max(INITIAL_CAPACITY * 4, 2 * max_keys // SUB_TABLES)
+        # Twice the mean, and some: sub-tables of a small table differ most, and none may overflow below `max_keys`.
+        max_capacity = 2 * max_keys // SUB_TABLES + 4 * INITIAL_CAPACITY
         self._slots = reserve(SUB_TABLES * max_capacity * 16).view(np.uint64).reshape(SUB_TABLES, max_capacity, 2)
         self._capacity = np.full(SUB_TABLES, INITIAL_CAPACITY, np.int64)
         self._count = np.zeros(SUB_TABLES, np.int64)
@@ -87,6 +88,7 @@ class Table:
 
         Raises: TableFullError, with the keys before the one that did not fit already set.
         """
+        assert len(keys) == len(values)
         if _put_many(self._slots, self._capacity, self._count, keys, values) < len(keys):
             raise TableFullError(self.max_keys)
 
@@ -203,8 +205,8 @@ def _remove(slots: npt.NDArray[np.uint64], capacity: int, hole: int) -> None:
 @numba.njit(nogil=True, cache=True)
 def _grow(slots: npt.NDArray[np.uint64], capacity: npt.NDArray[np.int64], sub: np.int64) -> bool:
     old = capacity[sub]
-    new = old + max(old // 4, INITIAL_CAPACITY)
-    if new > slots.shape[0]:
+    new = min(old + max(old // 4, INITIAL_CAPACITY), slots.shape[0])
+    if new == old:
         return False
     entries = slots[:old].copy()
     slots[:old] = 0
