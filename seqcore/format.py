@@ -2,7 +2,7 @@
 
     block       := header descriptors frame_lengths frames pad checksum length     little-endian, a multiple of 16 bytes
     header      := 72 bytes, `HEADER` below
-    descriptors := one byte a column: transform << 4 | width                       width: bytes kept of each value, 0..8
+    descriptors := one byte a column: transform << 4 | width        width: bytes kept of each value, 0 to the type's size
     frame_lengths := u32 a frame
     frames      := zstd frames: one for all columns (Codec.ONE_FRAME), or one a column (Codec.FRAME_PER_COLUMN)
     pad         := zero bytes
@@ -51,8 +51,8 @@ HEADER: Final = np.dtype(
 """`gap`: 16-byte units of padding between the previous block of the extent and this one. `action_mask`: bit (action & 63)
 is set for every action in the block."""
 HEADER_BYTES: Final = HEADER.itemsize
-FOOTER_BYTES: Final = 12
-"""Checksum and trailing length."""
+FOOTER: Final = np.dtype([("checksum", "<u8"), ("length", "<u4")])
+FOOTER_BYTES: Final = FOOTER.itemsize
 MIN_BLOCK_BYTES: Final = 96
 
 
@@ -64,7 +64,7 @@ class Codec(IntEnum):
 
 
 class Transform(IntEnum):
-    """What was done to the values before the shuffle. Persisted: add members, never renumber or reuse one."""
+    """What was done to the values before the shuffle: DELTA to the time column, nothing to any other. Persisted: add members, never renumber or reuse one."""
 
     PLAIN = 0
     DELTA = 1

@@ -165,6 +165,15 @@ class Schema:
         return {column.name: column for column in self.event_columns}
 
     @cached_property
+    def event_position_of(self) -> Mapping[str, int]:
+        return {column.name: position for position, column in enumerate(self.event_columns)}
+
+    @cached_property
+    def event_sizes(self) -> tuple[int, ...]:
+        """Bytes of a value of each event column."""
+        return tuple(column.width_bytes for column in self.event_columns)
+
+    @cached_property
     def side_info_column_of(self) -> Mapping[str, Column]:
         return {column.name: column for column in self.side_info_columns}
 
