@@ -1,22 +1,26 @@
 """What can go wrong for a caller of the store, one class for each thing to do about it.
 
-    InvalidRequest      mend the request             NotAvailable       try again later, or elsewhere
-      ColumnError         found before sending       Overloaded         wait `retry_after_ms`, then try again
-    PermissionDenied    get the right credentials    DeadlineExceeded   take less, or give more time
-    DataCorrupted       tell who runs the store      ServerBug          report it
-
-Every error tells `reason` (UPPER_SNAKE_CASE, stable, of docs/errors.md) and, where one is to blame, the request's `field`.
+InvalidRequest      mend the request             NotAvailable       try again later, or elsewhere
+  ColumnError         found before sending       Overloaded         wait `retry_after_ms`, then try again
+PermissionDenied    get the right credentials    DeadlineExceeded   take less, or give more time
+DataCorrupted       tell who runs the store      ServerBug          report it
 """
 
 
 class SeqVaultError(Exception):
-    """Base of the package. `reason` and `field` are empty where nothing is known."""
+    """Base of the package.
 
-    def __init__(self, message: str, *, reason: str = "", field: str = "") -> None:
-        super().__init__(f"{reason}: {message}" if reason else message)
+    `reason`: UPPER_SNAKE_CASE, stable, of docs/errors.md; empty where the peer gave none. `field`: path of the request's
+    field that is to blame, or empty. `retry_after_ms`: set where the server refused the call before doing anything, and
+    the same call may succeed after that time.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", field: str = "", retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
         self.message = message
         self.reason = reason
         self.field = field
+        self.retry_after_ms = retry_after_ms
 
 
 class InvalidRequest(SeqVaultError, ValueError):
@@ -33,15 +37,11 @@ class ColumnError(InvalidRequest):
 
 
 class NotAvailable(SeqVaultError):
-    """No server answered, or the one that did may not serve now. Retries within the deadline did not help."""
+    """No server answered, or the one that did may not serve now. Where retries are safe they did not help in time."""
 
 
 class Overloaded(SeqVaultError):
-    """The server sheds load or is full. It asks to wait `retry_after_ms`; None: it does not say."""
-
-    def __init__(self, message: str, *, reason: str = "", field: str = "", retry_after_ms: int | None = None) -> None:
-        super().__init__(message, reason=reason, field=field)
-        self.retry_after_ms = retry_after_ms
+    """The server sheds load or is full. Nothing was changed."""
 
 
 class DeadlineExceeded(SeqVaultError):
@@ -53,7 +53,7 @@ class PermissionDenied(SeqVaultError):
 
 
 class DataCorrupted(SeqVaultError):
-    """The server named damaged data, or a reply does not verify: a bad checksum, another user's block, a short column."""
+    """The server found damaged data, or a reply does not verify: a bad checksum, another user's block, a short column."""
 
 
 class ServerBug(SeqVaultError):

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from laser_client.errors import ColumnError
+from laser_client.errors import ColumnError, InvalidRequest
 from seqcore.errors import SchemaError
 from seqcore.filters import Filter
 from seqcore.schema import Column, Role, Schema, Type, View
@@ -93,7 +93,7 @@ def pack_columns(
         column = column_of.get(name)
         if column is None:
             raise _unknown(name, columns)
-        array = values if isinstance(values, np.ndarray) else np.asarray(values)
+        array = as_array(values)
         if array.dtype != column.dtype:
             array = _cast(array, column)
         rows = array.shape[0] if rows is None and array.ndim else rows
@@ -135,6 +135,29 @@ def unpack_columns(
         else np.full(_shape(column, rows), column.default, column.dtype)
         for column in columns
     }
+
+
+def ids_of(values: npt.ArrayLike, field: str) -> npt.NDArray[np.uint64]:
+    """User or item ids as one array of u64.
+
+    Raises: InvalidRequest naming `field`, if one is no unsigned 64-bit integer.
+    """
+    array = as_array(values)
+    is_integer = array.dtype.kind in "iu" or not array.size
+    if array.ndim != 1 or not is_integer or (array.dtype.kind == "i" and array.size and int(array.min()) < 0):
+        raise InvalidRequest(f"{field}: wanted unsigned 64-bit integers", reason="ID_INVALID", field=field)
+    return array.astype(np.uint64, copy=False)
+
+
+def as_array(values: npt.ArrayLike) -> npt.NDArray[np.generic]:
+    """numpy's choice of type, but integers stay integers."""
+    if isinstance(values, np.ndarray):
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind == "f" and all(isinstance(value, int) for value in np.asarray(values, object).flat):
+        # Integers on both sides of 2^63 in one list: numpy would round them to floats.
+        return np.asarray(values, np.uint64) if (array >= 0).all() else array
+    return array
 
 
 def _shape(column: Column, rows: int) -> tuple[int, ...]:
