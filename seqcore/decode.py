@@ -74,7 +74,7 @@ def open_blocks(
             raise BlockError(size, f"the lengths say {total} bytes, there are {size}")
     else:
         end_K = offset_K + length_K
-        _refuse(offset_K, ((offset_K < 0) | (end_K > size), "cut short"))
+        _refuse(offset_K, ((offset_K < 0) | (offset_K > size - length_K), "cut short"))
     if not len(length_K):
         return BlockSet(data, offset_K, np.empty(0, HEADER))
 
