@@ -16,7 +16,7 @@ class InvalidItems(SideInfoError, ValueError):
 
 
 class SideInfoFull(SideInfoError):
-    """No room for more items: `max_items`, the map or the disk. Nothing was applied; items there can still be replaced."""
+    """No room for more items: `max_items`, the map or the disk. Nothing was applied."""
 
 
 class SideInfoUnavailable(SideInfoError):

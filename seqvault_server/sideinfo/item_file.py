@@ -10,6 +10,7 @@ and are synced when it returns.
 The map is address space, not memory or disk: the file grows with what is in it.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,8 @@ from seqvault_server.storage.files import Files
 
 FORMAT: Final = 1
 MAP_SIZE_BYTES: Final = 1 << 40
+MIN_FREE_BYTES: Final = 256 << 20
+"""More than a put can dirty beside its own rows: 16,384 leaves and the branches above them."""
 
 _STATE_KEY: Final = b"state"
 _STATE: Final = np.dtype([("format", "<u2"), ("schema", "<u2"), ("version", "<u8")])
@@ -40,11 +43,14 @@ _SCAN_ITEMS: Final = 16_384
 class ItemFile:
     """See the module's text. Blocking; after `open`, `write` belongs to one thread. One process has it open at a time."""
 
-    def __init__(self, path: Path, environment: lmdb.Environment, schema: Schema, max_items: int) -> None:
+    def __init__(
+        self, path: Path, environment: lmdb.Environment, schema: Schema, max_items: int, min_free_bytes: int
+    ) -> None:
         self.path = path
         self._environment = environment
         self._schema = schema
         self._max_items = max_items
+        self._min_free_bytes = min_free_bytes
         self._items = environment.open_db(b"items")
         self._meta = environment.open_db(b"meta")
         self._row = row_dtype(schema.side_info_columns)
@@ -53,7 +59,7 @@ class ItemFile:
         """The newest put in the file, 0 before the first."""
 
     @classmethod
-    def open(cls, path: Path, schema: Schema, *, max_items: int, map_size_bytes: int = MAP_SIZE_BYTES) -> Self:
+    def open(cls, path: Path, schema: Schema, *, max_items: int, map_size_bytes: int, min_free_bytes: int) -> Self:
         """Opens or makes the environment in the folder `path`.
 
         Raises: SideInfoUnavailable: a newer format or schema than this program's, more than `max_items` there, not readable.
@@ -65,7 +71,7 @@ class ItemFile:
             raise SideInfoUnavailable(f"{path}: cannot be opened: {error}") from error
         try:
             environment.reader_check()
-            file = cls(path, environment, schema, max_items)
+            file = cls(path, environment, schema, max_items, min_free_bytes)
             file._settle()
             for made in (path, path.parent):
                 Files().sync_directory(made)
@@ -88,10 +94,11 @@ class ItemFile:
     def write(self, batch: ItemBatch) -> int:
         """Durable when it returns; returns the put's version. After an error nothing of the batch is visible to later writes.
 
-        Raises: SideInfoFull; SideInfoUnavailable, from then on for every write: what a failed sync left behind is unknown.
+        Raises: SideInfoFull: `max_items`, the map or the disk; SideInfoUnavailable, from then on for every write: what a failed sync left behind is unknown.
         """
         if self._failure:
             raise SideInfoUnavailable(self._failure)
+        self._check_free(batch)
         version = self.version + 1
         # In order of the keys: neighbours share pages.
         order = np.argsort(batch.item_I)
@@ -126,6 +133,13 @@ class ItemFile:
                 keys, values = zip(*chunk, strict=True)
                 item_I = np.frombuffer(b"".join(keys), _ITEM).astype(np.uint64)
                 yield ItemBatch(item_I=item_I, rows=self._unpack(item_I, values))
+
+    def _check_free(self, batch: ItemBatch) -> None:
+        """A disk that fills up under LMDB reads as an input/output error there, so it must not come to that."""
+        disk = os.statvfs(self.path)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        if free_bytes < self._min_free_bytes + 2 * batch.rows.nbytes:
+            raise SideInfoFull(f"{self.path}: {free_bytes >> 20} MiB free on the disk, too few for a put")
 
     def _settle(self) -> None:
         with self._environment.begin() as transaction:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from seqcore.schema import Column, Schema
 from seqvault_server.sideinfo.batch import ItemBatch, make_batch
-from seqvault_server.sideinfo.item_file import MAP_SIZE_BYTES, ItemFile
+from seqvault_server.sideinfo.item_file import MAP_SIZE_BYTES, MIN_FREE_BYTES, ItemFile
 from seqvault_server.sideinfo.item_table import ItemTable
 
 DEFAULT_MAX_ITEMS: Final = 20_000_000
@@ -55,12 +55,15 @@ class SideInfo:
         *,
         max_items: int = DEFAULT_MAX_ITEMS,
         map_size_bytes: int = MAP_SIZE_BYTES,
+        min_free_bytes: int = MIN_FREE_BYTES,
     ) -> Self:
-        """Opens or makes the folder `path` and reads all items into memory: blocking, about a second per million.
+        """Opens or makes the folder `path` and reads all items into memory: blocking, some seconds per million.
 
         Raises: SideInfoUnavailable: a newer format or schema than this program's, more than `max_items` there, damaged.
         """
-        file = ItemFile.open(path, schema, max_items=max_items, map_size_bytes=map_size_bytes)
+        file = ItemFile.open(
+            path, schema, max_items=max_items, map_size_bytes=map_size_bytes, min_free_bytes=min_free_bytes
+        )
         try:
             table = ItemTable(schema, max_items=max_items)
             for batch in file.scan():
