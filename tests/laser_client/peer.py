@@ -1,7 +1,7 @@
 """A scripted server: real sockets, and misbehaviour on demand. It decides nothing by itself."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +25,7 @@ class Hang:
 
 Answer: TypeAlias = Message | Problem | grpc.StatusCode | Hang
 """A reply; a rich failure; a bare code, as a proxy or a dying server gives it; silence."""
-Stream: TypeAlias = list[Answer]
+Stream: TypeAlias = Sequence[Answer]
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -37,9 +37,18 @@ class Peer:
     scripts: dict[str, list[Answer | Stream]] = field(default_factory=dict)
     requests: dict[str, list[Any]] = field(default_factory=dict)
     remaining_s: dict[str, list[float | None]] = field(default_factory=dict)
+    """Of each call's deadline. gRPC rounds it on the wire, by up to 3 %."""
+    arrived_s: dict[str, list[float]] = field(default_factory=dict)
+    """When each call came, in the loop's time."""
     cancelled: dict[str, int] = field(default_factory=dict)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     target: str = ""
+    server: grpc.aio.Server | None = None
+
+    async def stop(self) -> None:
+        """At once: calls under way break off."""
+        if self.server is not None:
+            await self.server.stop(None)
 
     def script(self, method: str, *answers: Answer | Stream) -> None:
         self.scripts[method] = list(answers)
@@ -50,18 +59,19 @@ class Peer:
 
     async def answer(self, method: str, request: Message, context: Context) -> Message:
         answer = await self._take(method, request, context)
-        assert not isinstance(answer, list)
+        assert not isinstance(answer, Sequence)
         return await self._give(method, answer, context)
 
     async def answer_stream(self, method: str, request: Message, context: Context) -> AsyncIterator[Message]:
         answers = await self._take(method, request, context)
-        assert isinstance(answers, list)
+        assert isinstance(answers, Sequence)
         for answer in answers:
             yield await self._give(method, answer, context)
 
     async def _take(self, method: str, request: Message, context: Context) -> Answer | Stream:
         self.requests.setdefault(method, []).append(request)
         self.remaining_s.setdefault(method, []).append(context.time_remaining())
+        self.arrived_s.setdefault(method, []).append(asyncio.get_running_loop().time())
         await self._notify()
         script = self.scripts.get(method)
         if not script:
@@ -111,8 +121,9 @@ async def serve(peer: Peer, *, port: int = 0) -> AsyncIterator[Peer]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
     peer.target = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    peer.server = server
     await server.start()
     try:
         yield peer
     finally:
-        await server.stop(None)
+        await peer.stop()

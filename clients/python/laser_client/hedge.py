@@ -16,8 +16,10 @@ WINDOW: Final = 512
 """Latencies remembered: what is slow follows the store's state of the last seconds."""
 REFRESH_EVERY: Final = 32
 """Samples between two looks at the window: sorting it takes 5 us."""
-TOKENS_PER_READ: Final = 0.05
-MAX_TOKENS: Final = 10.0
+READS_PER_HEDGE: Final = 20
+"""Each read earns one twentieth of a hedge."""
+MAX_SAVED_HEDGES: Final = 10
+"""What can be saved up: no more at once, after however long a quiet time."""
 
 T = TypeVar("T")
 
@@ -47,13 +49,13 @@ class Hedge:
         self.won = 0
         self.latency_s = RecentQuantile()
         """Of replies as the caller saw them. Hedging does not bias it: a hedged read, too, takes longer than the quantile."""
-        self._tokens = 0.0
+        self._earned = 0
 
     async def run(self, start: Callable[[], Awaitable[T]]) -> T:
         """The first success of one or two attempts, or else the first attempt's failure. `start` begins an attempt."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        self._tokens = min(MAX_TOKENS, self._tokens + TOKENS_PER_READ)
+        self._earned = min(MAX_SAVED_HEDGES * READS_PER_HEDGE, self._earned + 1)
         delay_s = self.latency_s.value
         reply = await (start() if delay_s is None or not self.is_enabled else self._race(start, delay_s))
         self.latency_s.add(loop.time() - begun)
@@ -64,9 +66,9 @@ class Hedge:
         racing = {first}
         try:
             done, _ = await asyncio.wait(racing, timeout=delay_s)
-            if done or self._tokens < 1.0:
+            if done or self._earned < READS_PER_HEDGE:
                 return await first
-            self._tokens -= 1.0
+            self._earned -= READS_PER_HEDGE
             self.sent += 1
             racing.add(asyncio.ensure_future(start()))
             pending = racing
