@@ -71,6 +71,7 @@ class ItemFile:
             raise SideInfoUnavailable(f"{path}: cannot be opened: {error}") from error
         try:
             environment.reader_check()
+            _complete(path / "data.mdb", environment)
             file = cls(path, environment, schema, max_items, min_free_bytes)
             file._settle()
             for made in (path, path.parent):
@@ -92,9 +93,10 @@ class ItemFile:
         return (self.path / "data.mdb").stat().st_size
 
     def write(self, batch: ItemBatch) -> int:
-        """Durable when it returns; returns the put's version. After an error nothing of the batch is visible to later writes.
+        """Durable when it returns; returns the put's version.
 
-        Raises: SideInfoFull: `max_items`, the map or the disk; SideInfoUnavailable, from then on for every write: what a failed sync left behind is unknown.
+        Raises: SideInfoFull: `max_items`, the map or the disk, and nothing was written; SideInfoUnavailable, from then on
+        for every write: after a failed sync nobody knows whether the put is there until the file is opened again.
         """
         if self._failure:
             raise SideInfoUnavailable(self._failure)
@@ -125,14 +127,17 @@ class ItemFile:
     def scan(self) -> Iterator[ItemBatch]:
         """All items, ascending, as rows of today's schema; columns that a row is older than hold their default.
 
-        Raises: SideInfoUnavailable at an item that does not follow the format, naming it.
+        Raises: SideInfoUnavailable at an item that does not follow the format, naming it, or at a damaged page.
         """
-        with self._environment.begin() as transaction, transaction.cursor(self._items) as cursor:
-            entries = iter(cursor)
-            while chunk := list(islice(entries, _SCAN_ITEMS)):
-                keys, values = zip(*chunk, strict=True)
-                item_I = np.frombuffer(b"".join(keys), _ITEM).astype(np.uint64)
-                yield ItemBatch(item_I=item_I, rows=self._unpack(item_I, values))
+        try:
+            with self._environment.begin() as transaction, transaction.cursor(self._items) as cursor:
+                entries = iter(cursor)
+                while chunk := list(islice(entries, _SCAN_ITEMS)):
+                    keys, values = zip(*chunk, strict=True)
+                    item_I = np.frombuffer(b"".join(keys), _ITEM).astype(np.uint64)
+                    yield ItemBatch(item_I=item_I, rows=self._unpack(item_I, values))
+        except lmdb.Error as error:
+            raise SideInfoUnavailable(f"{self.path}: cannot be read: {error}") from error
 
     def _check_free(self, batch: ItemBatch) -> None:
         """A disk that fills up under LMDB reads as an input/output error there, so it must not come to that."""
@@ -178,6 +183,16 @@ class ItemFile:
             if column.since > 1:
                 rows[column.name][schema_I < column.since] = column.default
         return rows
+
+
+def _complete(data: Path, environment: lmdb.Environment) -> None:
+    """Makes a file that was cut short as long as its pages: reading a missing page is a typed error then, and no SIGBUS.
+
+    A whole file may be short, too, by pages that LMDB took and never used; it does not read those.
+    """
+    length = environment.stat()["psize"] * (environment.info()["last_pgno"] + 1)
+    if data.stat().st_size < length:
+        os.truncate(data, length)
 
 
 def _pack(schema_version: int, version: int, rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:

@@ -95,9 +95,10 @@ class SideInfo:
         return make_batch(self._schema, item_I=item_I, columns=columns)
 
     def write(self, batch: ItemBatch) -> int:
-        """Blocking; the put is durable when it returns its version. After an error nothing of it was applied.
+        """Blocking; the put is durable when it returns its version.
 
-        Raises: SideInfoFull: `max_items`, the map or the disk; SideInfoUnavailable: this and every later write fails.
+        Raises: SideInfoFull: `max_items`, the map or the disk, and nothing was written; SideInfoUnavailable, from then on
+        for every write: the put may be there when side-info is opened again.
         """
         return self._file.write(batch)
 

@@ -1,5 +1,6 @@
 """The file's format: older rows read with defaults, newer and damaged ones are refused by name."""
 
+import os
 from pathlib import Path
 
 import lmdb
@@ -100,3 +101,18 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SideInfoUnavailable, match="cannot be opened"):
         SideInfo.open(tmp_path / "file", SCHEMA)
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.6])
+def test_a_file_cut_short_is_refused_and_does_not_kill_the_process(tmp_path: Path, kept: float) -> None:
+    with opened(tmp_path) as side_info:
+        for first in (0, 5_000):
+            put(
+                side_info,
+                np.arange(first, first + 5_000, dtype=np.uint64),
+                make_columns(np.random.default_rng(4), 5_000),
+            )
+    data = tmp_path / "data.mdb"
+    os.truncate(data, int(data.stat().st_size * kept))
+    with pytest.raises(SideInfoUnavailable, match="MDB_CORRUPTED"):
+        SideInfo.open(tmp_path, SCHEMA)
