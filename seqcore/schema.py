@@ -55,6 +55,7 @@ _DTYPES: Final[Mapping[Type, np.dtype[np.generic]]] = {
     Type.I64: np.dtype("<i8"),
     Type.F32: np.dtype("<f4"),
 }
+_MAX_F32: Final = float(np.finfo(np.float32).max)
 _TYPES_OF_ROLE: Final[Mapping[Role, tuple[Type, ...]]] = {
     Role.PLAIN: tuple(Type),
     Role.ITEM: (Type.U64,),
@@ -266,7 +267,9 @@ def row_dtype(columns: Sequence[Column]) -> np.dtype[np.void]:
 
 def _fits(value: int | float, type_: Type) -> bool:
     if type_ is Type.F32:
-        return True
+        return (
+            -_MAX_F32 <= value <= _MAX_F32
+        )  # neither infinity nor NaN, which equals nothing, not even in an older schema
     limits = np.iinfo(type_.dtype.str)
     return isinstance(value, int) and int(limits.min) <= value <= int(limits.max)
 
