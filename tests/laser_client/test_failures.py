@@ -206,7 +206,8 @@ async def test_server_that_never_comes_is_not_available() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     async with SeqVaultClient(f"127.0.0.1:{port}") as client:
-        with pytest.raises(NotAvailable):
+        # Of the last attempt: it may have been one that had hardly any time left.
+        with pytest.raises((NotAvailable, DeadlineExceeded), match="connect"):
             await client.get_history(1, timeout_s=0.3)
         assert client.statistics().retries > 0
 
@@ -227,11 +228,11 @@ async def test_call_outlives_a_restart_of_the_server(peer: Peer) -> None:
 
 async def test_retries_end_at_the_deadline_of_the_call(peer: Peer, client: SeqVaultClient) -> None:
     peer.script("GetHistory", grpc.StatusCode.UNAVAILABLE)
-    begun = asyncio.get_running_loop().time()
-    with pytest.raises(NotAvailable):
+    with pytest.raises((NotAvailable, DeadlineExceeded), match="no details"):
         await client.get_history(1, timeout_s=0.4)
-    assert asyncio.get_running_loop().time() - begun < 0.4
-    assert len(peer.requests["GetHistory"]) > 2
+    arrived_s = peer.arrived_s["GetHistory"]
+    assert len(arrived_s) > 2
+    assert arrived_s[-1] - arrived_s[0] < 0.4
 
 
 async def test_broken_stream_is_taken_up_where_it_broke(peer: Peer, client: SeqVaultClient) -> None:

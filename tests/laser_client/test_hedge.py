@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import grpc
 import numpy as np
 import pytest
 
@@ -103,6 +102,13 @@ async def test_if_both_fail_the_first_failure_is_told() -> None:
         await hedge.run(_starts(fails_late, fails_at_once))
 
 
+async def test_read_that_fails_at_once_is_not_hedged() -> None:
+    hedge = await _trained()
+    with pytest.raises(RuntimeError):
+        await hedge.run(_starts(_failed, _answered))
+    assert hedge.sent == 0
+
+
 async def test_failed_reads_are_not_timed() -> None:
     hedge = Hedge(is_enabled=True)
     for _ in range(MIN_SAMPLES):
@@ -158,14 +164,6 @@ async def test_hedge_goes_to_another_server() -> None:
             await client.get_history(1, timeout_s=30)
         await one.until(lambda: one.cancelled.get("GetHistory", 0) > 0)
         assert client.statistics().hedges_won > 0
-
-
-async def test_failed_read_is_retried_not_hedged(peer: Peer, client: SeqVaultClient) -> None:
-    await _read_often(client, peer)
-    peer.script("GetHistory", grpc.StatusCode.UNAVAILABLE, pb.GetHistoryResponse())
-    await client.get_history(1, timeout_s=30)
-    assert client.statistics().retries == 1
-    assert len(peer.requests["GetHistory"]) == 2 + client.statistics().hedges_sent
 
 
 async def test_no_hedge_where_switched_off(peer: Peer) -> None:

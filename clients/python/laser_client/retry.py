@@ -32,6 +32,7 @@ class Attempts:
         self._loop = asyncio.get_running_loop()
         self.deadline = self._loop.time() + timeout_s
         self.retries = 0
+        self._last: SeqVaultError | None = None
         self._failures_in_a_row = 0
 
     @property
@@ -67,6 +68,8 @@ class Attempts:
         Raises: the typed error, if there is to be none, or no time for it.
         """
         error = error_of(rpc)
+        if isinstance(error, DeadlineExceeded) and self._last is not None:
+            error = DeadlineExceeded(f"{error.message}, {self.retries} retries after: {self._last}")
         if not _may_retry(error, is_repeatable=is_repeatable):
             raise error from rpc
         pause_s = _jitter.uniform(0.0, min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**self._failures_in_a_row))
@@ -75,6 +78,7 @@ class Attempts:
             raise error from rpc
         self._failures_in_a_row += 1
         self.retries += 1
+        self._last = error
         await asyncio.sleep(pause_s)
 
 
