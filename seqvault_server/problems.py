@@ -2,7 +2,7 @@
 
 from grpc import StatusCode
 
-from laser_client.wire import ColumnError
+from laser_client.errors import ColumnError
 from seqcore.errors import BlockError, QueryError
 from seqvault_server.sideinfo.errors import InvalidItems, SideInfoFull, SideInfoUnavailable
 from seqvault_server.storage.errors import (

@@ -10,6 +10,7 @@ from seqcore.history import BlockHistory, decode_history
 from seqcore.schema import Schema
 from seqvault.v1 import seqvault_pb2 as pb
 from seqvault_server.query import ResolvedQuery
+from seqvault_server.sideinfo.distinct import distinct
 from seqvault_server.sideinfo.store import SideInfo
 from seqvault_server.storage.read import History
 
@@ -41,7 +42,7 @@ def plain_reply(history: History, decoded: dict[str, Array], query: ResolvedQuer
     columns = [schema.event_column_of[name] for name in query.columns]
     return pb.GetHistoryResponse(
         found=history.found,
-        plain=pb.Plain(event_count=len(decoded[query.columns[0]]), columns=pack_columns(decoded, columns)),
+        plain=pb.Plain(event_count=len(decoded[query.columns[0]]), columns=pack_columns({name: decoded[name] for name in query.columns}, columns)),
         reads=history.reads,
         read_bytes=history.read_bytes,
     )
@@ -61,9 +62,9 @@ def decode(user_id: int, history: History, query: ResolvedQuery, schema: Schema)
 
 def side_info_reply(item_ids: Array, query: ResolvedQuery, schema: Schema, items: SideInfo) -> pb.SideInfo:
     """Side-info of the distinct items."""
-    distinct = np.unique(item_ids.view(np.uint64))
+    items_distinct = distinct(item_ids.view(np.uint64))
     columns = [schema.side_info_column_of[name] for name in query.side_info]
-    present, values = items.gather(distinct, columns)
-    return pb.SideInfo(item_ids=distinct.tobytes(), present=present.tobytes(), columns=pack_columns(values, columns))
+    present, values = items.gather(items_distinct, columns)
+    return pb.SideInfo(item_ids=items_distinct.tobytes(), present=present.tobytes(), columns=pack_columns(values, columns))
 
 

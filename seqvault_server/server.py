@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import yaml
 
@@ -19,7 +20,8 @@ from servicekit.metrics import ServerMetrics
 from servicekit.runner import Application, Open
 from servicekit.service import handlers
 
-SERVICE = pb.DESCRIPTOR.services_by_name["SeqVault"]
+DEFAULT_PORT: Final = 7070
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["SeqVault"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class ServerConfig:
     """Schema file (YAML). Must extend the schema that the data was written with."""
     max_items: int = 20_000_000
     """Items with side-info that are held in memory; PutItems is refused above it."""
-    listen: ListenConfig = field(default_factory=ListenConfig)
+    listen: ListenConfig = field(default_factory=lambda: ListenConfig(port=DEFAULT_PORT, metrics_port=DEFAULT_PORT + 1))
     shard: ShardConfig = field(default_factory=ShardConfig)
 
 

@@ -8,9 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import grpc
 import numpy as np
 
 from laser_client.wire import pack_columns, schema_to_proto, unpack_columns
@@ -20,9 +19,11 @@ from seqvault.v1 import seqvault_pb2 as pb
 from seqvault_server.problems import InvalidRequestError
 from seqvault_server.query import QueryResolver, ResolvedQuery
 from seqvault_server.replies import MAX_LOOP_DECODE_BYTES, blocks_reply, decode, plain_reply, side_info_reply
+from seqvault_server.sideinfo.batch import ItemBatch
 from seqvault_server.sideinfo.store import SideInfo
 from seqvault_server.storage.append import MAX_EVENTS, make_batch
 from seqvault_server.vault import ERASED_WITHIN_MS, Vault
+from servicekit.service import Context
 
 MAX_BATCH_USERS: Final = 4_096
 MAX_GET_ITEMS: Final = 65_536
@@ -30,7 +31,6 @@ BATCH_MESSAGE_BYTES: Final = 1 << 20
 BATCH_READS_AHEAD: Final = 16
 """Histories of a batch being read at once: bounds its memory, hides the device's latency."""
 
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class SeqVaultService:
@@ -54,7 +54,7 @@ class SeqVaultService:
         self._items.close()
         await self._vault.close()
 
-    async def Append(self, request: pb.AppendRequest, _context: _Context) -> pb.AppendResponse:  # noqa: N802
+    async def Append(self, request: pb.AppendRequest, _context: Context) -> pb.AppendResponse:  # noqa: N802
         counts = np.array(request.event_counts, np.int64)
         total = int(counts.sum())
         if total > MAX_EVENTS:
@@ -70,11 +70,11 @@ class SeqVaultService:
         )
         return pb.AppendResponse(lsn=await self._vault.append(batch))
 
-    async def GetHistory(self, request: pb.GetHistoryRequest, _context: _Context) -> pb.GetHistoryResponse:  # noqa: N802
+    async def GetHistory(self, request: pb.GetHistoryRequest, _context: Context) -> pb.GetHistoryResponse:  # noqa: N802
         return await self._history(request.user_id, self._queries.resolve(request.query))
 
     async def BatchGetHistory(  # noqa: N802
-        self, request: pb.BatchGetHistoryRequest, _context: _Context
+        self, request: pb.BatchGetHistoryRequest, _context: Context
     ) -> AsyncIterator[pb.BatchGetHistoryResponse]:
         users = list(request.user_ids)
         if len(users) > MAX_BATCH_USERS:
@@ -115,18 +115,25 @@ class SeqVaultService:
             reply.side_info.CopyFrom(items)
         return reply
 
-    async def DeleteUser(self, request: pb.DeleteUserRequest, _context: _Context) -> pb.DeleteUserResponse:  # noqa: N802
+    async def DeleteUser(self, request: pb.DeleteUserRequest, _context: Context) -> pb.DeleteUserResponse:  # noqa: N802
         found = await self._vault.delete(request.user_id)
         return pb.DeleteUserResponse(found=found, erased_by_ms=int(time.time() * 1000) + ERASED_WITHIN_MS)
 
-    async def PutItems(self, request: pb.PutItemsRequest, _context: _Context) -> pb.PutItemsResponse:  # noqa: N802
+    async def PutItems(self, request: pb.PutItemsRequest, _context: Context) -> pb.PutItemsResponse:  # noqa: N802
         ids = _item_ids(request.item_ids)
         columns = unpack_columns(request.columns, self._schema.side_info_columns, rows=len(ids))
         batch = self._items.validate(ids, columns)
         # Written and published in one order, even if the caller gives up in between.
         return await asyncio.shield(asyncio.get_running_loop().create_task(self._put_items(batch)))
 
-    async def GetItems(self, request: pb.GetItemsRequest, _context: _Context) -> pb.GetItemsResponse:  # noqa: N802
+    async def _put_items(self, batch: ItemBatch) -> pb.PutItemsResponse:
+        async with self._items_lock:
+            version = await asyncio.get_running_loop().run_in_executor(self._items_writer, self._items.write, batch)
+            for _ in self._items.publish(batch, version):
+                await asyncio.sleep(0)
+        return pb.PutItemsResponse(version=version)
+
+    async def GetItems(self, request: pb.GetItemsRequest, _context: Context) -> pb.GetItemsResponse:  # noqa: N802
         ids = _item_ids(request.item_ids)
         if len(ids) > MAX_GET_ITEMS:
             raise InvalidRequestError("item_ids", "TOO_MANY_ITEMS", f"{len(ids)} items, at most {MAX_GET_ITEMS}")
@@ -136,7 +143,7 @@ class SeqVaultService:
             present=present.tobytes(), columns=pack_columns(values, columns), version=self._items.version
         )
 
-    async def GetSchema(self, _request: pb.GetSchemaRequest, _context: _Context) -> pb.GetSchemaResponse:  # noqa: N802
+    async def GetSchema(self, _request: pb.GetSchemaRequest, _context: Context) -> pb.GetSchemaResponse:  # noqa: N802
         return self._schema_reply
 
     def _side_info_columns(self, names: list[str]) -> list[Column]:

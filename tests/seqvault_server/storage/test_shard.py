@@ -1,5 +1,6 @@
 """A shard, step by step, against plain arrays."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,36 @@ def test_late_events_are_merged_into_their_place(tmp_path: Path) -> None:
         got = decoded(1, read(shard, 1))
         assert (np.diff(got["time_ms"]) >= 0).all()
         assert got["item_id"][:500].tolist() == late["item_id"].tolist()
+
+
+def test_the_kernel_counts_one_read_for_a_long_history_and_none_for_an_absent_user(tmp_path: Path) -> None:
+    rows = make_rows(np.random.default_rng(17), 10_000)
+    with opened(tmp_path) as shard:
+        append(shard, batch_of([1], [10_000], rows))
+        flush(shard)
+    with opened(tmp_path) as shard:
+        for segment in (tmp_path / "segments").glob("*.seg"):
+            descriptor = os.open(segment, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+        before = io_counts()
+        history = read(shard, 1)
+        after = io_counts()
+        assert history.reads == 1
+        assert len(decoded(1, history)) == 10_000
+        # Beside the read itself: an attempt on the page cache that found nothing, and reading the counts.
+        print(before, after, history.read_bytes)
+        assert after["syscr"] - before["syscr"] <= 3
+        assert history.read_bytes <= after["rchar"] - before["rchar"] < history.read_bytes + 4096
+        before = io_counts()
+        assert not read(shard, 2).found
+        assert io_counts()["syscr"] - before["syscr"] == 1
+
+
+def io_counts() -> dict[str, int]:
+    """Reads of this process so far, system calls and bytes; itself one read."""
+    with Path("/proc/self/io").open("rb", buffering=0) as file:
+        return {name: int(value) for name, value in (line.split(":") for line in file.read().decode().splitlines())}
 
 
 def test_a_suffix_read_is_shorter_than_the_history(tmp_path: Path) -> None:

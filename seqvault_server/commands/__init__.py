@@ -1,0 +1,1 @@
+"""What the command line does as a client of a running store, a module a command."""
