@@ -105,8 +105,8 @@ def test_the_bound_holds_for_the_widest_rows_of_noise() -> None:
     rows = np.frombuffer(rng.bytes(MAX_BLOCK_EVENTS * schema.row_dtype.itemsize), schema.row_dtype).copy()
     rows["time_ms"] = np.sort(rows["time_ms"])
     encoded = make_blocks(rows, schema=schema)
-    raw = rows.nbytes
-    assert raw < encoded.lengths[0] <= max_block_bytes(32, schema.row_dtype.itemsize)
+    assert encoded.lengths[0] > 0.99 * rows.nbytes, "noise does not compress, else the test shows nothing"
+    assert encoded.lengths[0] <= max_block_bytes(32, schema.row_dtype.itemsize)
 
 
 def test_an_unsealed_block_is_no_block() -> None:
