@@ -127,9 +127,12 @@ async def check_answers(server: ServerProcess, workload: Workload, schema: Schem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appends:
-    """Events a second and server CPU per event, by server, one value a round."""
+    """By server, one value a round. CPU is the server's, per event."""
 
     events_per_s_of: Mapping[str, list[float]]
+    """Until the server rests."""
+    acked_per_s_of: Mapping[str, list[float]]
+    """Until the last reply."""
     cpu_us_of: Mapping[str, list[float]]
     written_bytes_of: Mapping[str, list[float]]
     """Bytes sent to the device per event."""
@@ -143,6 +146,7 @@ async def measure_appends(
     names = [server.name for server, _ in servers]
     found = Appends(
         events_per_s_of={name: [] for name in names},
+        acked_per_s_of={name: [] for name in names},
         cpu_us_of={name: [] for name in names},
         written_bytes_of={name: [] for name in names},
     )
@@ -154,9 +158,11 @@ async def measure_appends(
             requests = producer.requests(batches)
             cpu_s, io, began = server.cpu_s(), server.io(), time.monotonic()
             await call_all(server, APPEND, requests, in_flight=plan.in_flight, done=step)
+            acked_s = time.monotonic() - began
             took_s = await server.idle() - began
             if round_:
                 found.events_per_s_of[server.name].append(events / took_s)
+                found.acked_per_s_of[server.name].append(events / acked_s)
                 found.cpu_us_of[server.name].append((server.cpu_s() - cpu_s) / events * 1e6)
                 written = server.io()["write_bytes"] - io["write_bytes"]
                 found.written_bytes_of[server.name].append(written / events)

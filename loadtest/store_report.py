@@ -102,6 +102,7 @@ def metrics_of(findings: Findings, plan: Plan) -> Metrics:
     appends = findings.appends
     for server in appends.events_per_s_of:
         metrics[f"append_{server}_events_per_s"] = float(np.median(appends.events_per_s_of[server]))
+        metrics[f"append_{server}_acked_events_per_s"] = float(np.median(appends.acked_per_s_of[server]))
         metrics[f"append_{server}_cpu_us_per_event"] = float(np.median(appends.cpu_us_of[server]))
         metrics[f"append_{server}_device_bytes_per_event"] = float(np.median(appends.written_bytes_of[server]))
     metrics["append_ratio_vs_rocksdb_rows"] = _ratio(metrics, "append_%s_events_per_s", ROWS)
@@ -240,11 +241,19 @@ def _sections(document: Mapping[str, Mapping[str, object]]) -> list[_Section]:
         ),
         _Section(
             title="Appends",
-            head=["server", "events/s", "server CPU us/event", "device bytes/event", "load, events/s"],
+            head=[
+                "server",
+                "events/s",
+                "until the last reply",
+                "server CPU us/event",
+                "device bytes/event",
+                "load, events/s",
+            ],
             rows=[
                 [
                     server,
                     f"{metrics[f'append_{server}_events_per_s']:,.0f}",
+                    f"{metrics[f'append_{server}_acked_events_per_s']:,.0f}",
                     f"{metrics[f'append_{server}_cpu_us_per_event']:.2f}",
                     f"{metrics[f'append_{server}_device_bytes_per_event']:.1f}",
                     f"{metrics[f'load_{server}_events_per_s']:,.0f}",
