@@ -67,6 +67,7 @@ class Vault:
         self._queued = asyncio.Event()
         self._flush_wanted = asyncio.Event()
         self._flush_urgent = asyncio.Event()
+        self._flusher_rests = asyncio.Event()
         self._users_freed = asyncio.Condition()
         self._tails_lock = asyncio.Lock()
         """Held while a group is applied, and while tails are captured for flushing."""
@@ -79,12 +80,12 @@ class Vault:
         self._committing = self._loop.create_task(self._commit_loop())
         self._flushing = self._loop.create_task(self._flush_loop())
         if shard.due:
-            self._flush_wanted.set()
+            self._want_flush()
 
     async def close(self) -> None:
         """Commits what is queued, ends background work, closes the shard."""
         self._is_closing = True
-        self._flush_wanted.set()
+        self._want_flush()
         self._flush_urgent.set()
         await self._flushing
         self._is_closed = True
@@ -263,7 +264,7 @@ class Vault:
             shard.busy.discard(user)
             await self._notify_freed()
         self._cut_at = min(self._cut_at, self._loop.time() + _CUT_AFTER_DELETE_S)
-        self._flush_wanted.set()
+        self._want_flush()
         return True
 
     async def _until_free(self, users: frozenset[int]) -> None:
@@ -279,15 +280,25 @@ class Vault:
     def _wake_flusher(self) -> None:
         shard = self.shard
         if shard.due or self._is_pressed() or shard.log_bytes > shard.config.log_generation_bytes:
-            self._flush_wanted.set()
+            self._want_flush()
         if len(shard.due) >= FLUSH_USERS or self._is_pressed():
             self._flush_urgent.set()
+
+    def _want_flush(self) -> None:
+        self._flusher_rests.clear()
+        self._flush_wanted.set()
 
     def _is_pressed(self) -> bool:
         return self.shard.tails.rows > self.shard.tails.max_rows // 2
 
+    async def settle(self) -> None:
+        """Waits until the flusher has done what was due: no tail is long, the log is short, freed pages are given back."""
+        await self._flusher_rests.wait()
+
     async def _flush_loop(self) -> None:
         while not self._is_closing:
+            if not self._flush_wanted.is_set():
+                self._flusher_rests.set()
             await self._wait(self._flush_wanted, self._cut_at - self._loop.time())
             self._flush_wanted.clear()
             if not self._is_closing:
@@ -309,7 +320,7 @@ class Vault:
                 await self._in_flusher(partial(shard.punch, runs))
         except (OSError, ReadOnly) as error:
             _log.error("flush_failed", cause=str(error), consequence="rows stay in the tails and the log")
-            self._flush_wanted.set()
+            self._want_flush()
             await self._wait(self._flush_urgent, _RETRY_FLUSH_S)
 
     async def _relieve(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -80,7 +80,7 @@ async def test_a_repeated_sequence_gets_the_first_ack(tmp_path: Path) -> None:
     batch = batch_of([1], [5], rows, producer=7, sequence=1)
     async with vault_of(tmp_path) as vault:
         # Two at once: the second one waits for the first.
-        assert await asyncio.gather(vault.append(batch), vault.append(batch)) == [1, 1]
+        assert list(await asyncio.gather(vault.append(batch), vault.append(batch))) == [1, 1]
         assert await vault.append(batch) == 1
         other = batch_of([1], [4], rows[:4], producer=7, sequence=1)
         with pytest.raises(InvalidAppend, match="other content"):
@@ -94,7 +94,8 @@ async def test_due_tails_are_flushed_in_the_background(tmp_path: Path) -> None:
     rows = make_rows(np.random.default_rng(4), FLUSH_ROWS)
     async with vault_of(tmp_path) as vault:
         await vault.append(batch_of([1], [FLUSH_ROWS], rows))
-        await until(lambda: vault.shard.tails.rows == 0)
+        await vault.settle()
+        assert vault.shard.tails.rows == 0
         history = await vault.read(1, Wanted())
         assert history.reads == 1
         assert decoded(1, history).tobytes() == rows.tobytes()
@@ -107,7 +108,8 @@ async def test_the_tails_are_relieved_before_they_are_full(tmp_path: Path) -> No
         for step in range(10):
             users = list(range(step * 400, step * 400 + 400))
             await vault.append(batch_of(users, [20] * 400, make_rows(random, 8000)))
-            await until(lambda: vault.shard.tails.rows <= limit // 2)
+            await vault.settle()
+            assert vault.shard.tails.rows <= limit // 2
         assert len(await items_of(vault, 17)) == 20
 
 
@@ -123,7 +125,9 @@ async def test_the_log_is_cut_and_what_it_held_is_still_there(tmp_path: Path) ->
             await vault.append(batch_of(users, counts, rows))
             for user, part in zip(users, np.split(rows, np.cumsum(counts)[:-1]), strict=True):
                 expected.setdefault(user, []).extend(in_order(part)["item_id"].tolist())
-        await until(lambda: vault.shard.log.current.number > 1 and len(vault.shard.log.generations) == 1)
+        await vault.settle()
+        assert vault.shard.log.current.number > 1
+        assert len(vault.shard.log.generations) == 1
         for user, items in expected.items():
             assert await items_of(vault, user) == items
     async with vault_of(tmp_path, config=config) as vault:
@@ -234,10 +238,9 @@ async def test_no_commit_blocks_the_loop(tmp_path: Path) -> None:
     assert busy[1] < 20.0 + idle[1]
 
 
-async def longest_gaps_ms(work: "asyncio.Future[object] | object") -> tuple[float, float]:
+async def longest_gaps_ms(work: Coroutine[object, object, object]) -> tuple[float, float]:
     """99th percentile and longest time between two ticks of the loop while the work runs."""
-    assert asyncio.iscoroutine(work)
-    task = asyncio.ensure_future(work)
+    task = asyncio.create_task(work)
     gaps: list[float] = []
     before = time.perf_counter()
     while not task.done():
@@ -247,11 +250,3 @@ async def longest_gaps_ms(work: "asyncio.Future[object] | object") -> tuple[floa
         before = now
     await task
     return float(np.percentile(gaps, 99)), max(gaps)
-
-
-async def until(condition: object, seconds: float = 20.0) -> None:
-    """Lets the loop turn until the condition holds; the background work under test decides when."""
-    assert callable(condition)
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.001)
