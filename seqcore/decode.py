@@ -102,7 +102,8 @@ def open_blocks(
 def decode(blocks: BlockSet, *, schema: Schema, columns: Sequence[Column]) -> dict[str, npt.NDArray[np.generic]]:
     """The wanted event columns of all blocks, rows in block order; blocks older than a column read as its default.
 
-    Memory is bounded by MAX_BLOCK_EVENTS raw rows a block, whatever the bytes say.
+    Memory is bounded by MAX_BLOCK_EVENTS raw rows a block, whatever the bytes say; zstd's own window, up to 128 MiB, is
+    touched no further than the content goes.
 
     Raises: BlockError if a block that passed its checksum still does not follow the format.
     """

@@ -250,6 +250,70 @@ def test_hostile_fields_together_never_crash_the_reader(
     decode_hostile(resealed(hostile), block.lengths)
 
 
+def with_frame(frame: bytes) -> bytes:
+    """A sealed block of SCHEMA whose 3 events call for 3 and 3 * 2 bytes of item and time, and whose frame is this one."""
+    header = np.zeros(1, HEADER)
+    header["magic"], header["format"], header["codec"], header["schema"] = 0x5653, 1, Codec.ONE_FRAME, 1
+    header["column_count"], header["count"] = len(SCHEMA.event_columns), 3
+    descriptors = bytes([1, 0x12, 0, 0, 0])
+    used = HEADER_BYTES + len(descriptors) + 4 + len(frame) + FOOTER_BYTES
+    header["length"] = length = -(-used // 16) * 16
+    body = header.tobytes() + descriptors + len(frame).to_bytes(4, "little") + frame
+    return resealed(body + bytes(length - len(body) - 4) + length.to_bytes(4, "little"))
+
+
+FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
+WINDOW_OF_128_MIB, WINDOW_OF_2_GIB = bytes([(27 - 10) << 3]), bytes([(31 - 10) << 3])
+
+
+def block_of_frame(content: bytes, *, kind: int = 0, is_last: bool = True, regenerated: int | None = None) -> bytes:
+    """RFC 8878: kind 0 is raw, 1 is one byte repeated."""
+    size = len(content) if regenerated is None else regenerated
+    return (size << 3 | kind << 1 | is_last).to_bytes(3, "little") + content
+
+
+def test_a_frame_made_by_hand_is_read() -> None:
+    data = with_frame(FRAME_MAGIC + b"\0" + WINDOW_OF_128_MIB + block_of_frame(bytes([7, 8, 9, *[0] * 6])))
+    assert decode_all(data, np.array([len(data)]), schema=SCHEMA)["item_id"].tolist() == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"no frame",
+        FRAME_MAGIC,
+        FRAME_MAGIC + b"\0" + WINDOW_OF_2_GIB + block_of_frame(bytes(9)),
+        FRAME_MAGIC + b"\0" + WINDOW_OF_128_MIB + block_of_frame(bytes(8)),
+        FRAME_MAGIC + b"\0" + WINDOW_OF_128_MIB + block_of_frame(bytes(10)),
+        FRAME_MAGIC + b"\0" + WINDOW_OF_128_MIB + block_of_frame(bytes(9), is_last=False),
+        FRAME_MAGIC + b"\0" + WINDOW_OF_128_MIB + block_of_frame(b"x", kind=1, is_last=False, regenerated=1 << 17) * 99,
+        FRAME_MAGIC + b"\xe0" + (1 << 62).to_bytes(8, "little") + block_of_frame(bytes(9)),
+        b"\x50\x2a\x4d\x18" + (9).to_bytes(4, "little") + bytes(9),
+    ],
+    ids=[
+        "absent",
+        "no frame",
+        "cut short",
+        "a window of 2 GiB",
+        "too little",
+        "too much",
+        "without an end",
+        "12 MiB of one byte",
+        "said to hold 4 EiB",
+        "skippable",
+    ],
+)
+def test_a_frame_of_anything_else_is_refused(frame: bytes) -> None:
+    data = with_frame(frame)
+    tracemalloc.start()
+    with pytest.raises(BlockError, match="frame"):
+        decode_all(data, np.array([len(data)]), schema=SCHEMA)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
 def test_a_block_too_short_for_its_descriptors_is_refused() -> None:
     columns = [Column(name=f"plain_{i}", type=Type.U8) for i in range(30)]
     wide = Schema(version=1, event_columns=(*SCHEMA.event_columns[:2], *columns))
