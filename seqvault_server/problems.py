@@ -58,11 +58,15 @@ TABLE = ErrorTable(
         ),
         row(
             UserFull,
-            lambda e: Problem(code=StatusCode.FAILED_PRECONDITION, reason="USER_FULL", message=str(e), field="user_ids"),
+            lambda e: Problem(
+                code=StatusCode.FAILED_PRECONDITION, reason="USER_FULL", message=str(e), field="user_ids"
+            ),
         ),
         row(
             SideInfoFull,
-            lambda e: Problem(code=StatusCode.RESOURCE_EXHAUSTED, reason="ITEMS_FULL", message=str(e), field="item_ids"),
+            lambda e: Problem(
+                code=StatusCode.RESOURCE_EXHAUSTED, reason="ITEMS_FULL", message=str(e), field="item_ids"
+            ),
         ),
         row(ReadOnly, lambda e: Problem(code=StatusCode.UNAVAILABLE, reason="READ_ONLY", message=str(e))),
         row(

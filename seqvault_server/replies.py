@@ -1,7 +1,5 @@
 """Histories as replies: blocks as they are, or decoded into plain arrays; side-info joined once per distinct item."""
 
-from typing import Final
-
 import numpy as np
 import numpy.typing as npt
 
@@ -15,9 +13,6 @@ from seqvault_server.sideinfo.store import SideInfo
 from seqvault_server.storage.read import History
 
 Array = npt.NDArray[np.generic]
-
-MAX_LOOP_DECODE_BYTES: Final = 16 << 10
-"""More compressed bytes than this are decoded in a thread: about 0.3 ms."""
 
 
 def blocks_reply(history: History, query: ResolvedQuery, schema: Schema) -> pb.GetHistoryResponse:
@@ -37,12 +32,17 @@ def blocks_reply(history: History, query: ResolvedQuery, schema: Schema) -> pb.G
     )
 
 
-def plain_reply(history: History, decoded: dict[str, Array], query: ResolvedQuery, schema: Schema) -> pb.GetHistoryResponse:
+def plain_reply(
+    history: History, decoded: dict[str, Array], query: ResolvedQuery, schema: Schema
+) -> pb.GetHistoryResponse:
     """The events as packed arrays."""
     columns = [schema.event_column_of[name] for name in query.columns]
     return pb.GetHistoryResponse(
         found=history.found,
-        plain=pb.Plain(event_count=len(decoded[query.columns[0]]), columns=pack_columns({name: decoded[name] for name in query.columns}, columns)),
+        plain=pb.Plain(
+            event_count=len(decoded[query.columns[0]]),
+            columns=pack_columns({name: decoded[name] for name in query.columns}, columns),
+        ),
         reads=history.reads,
         read_bytes=history.read_bytes,
     )
@@ -65,6 +65,6 @@ def side_info_reply(item_ids: Array, query: ResolvedQuery, schema: Schema, items
     items_distinct = distinct(item_ids.view(np.uint64))
     columns = [schema.side_info_column_of[name] for name in query.side_info]
     present, values = items.gather(items_distinct, columns)
-    return pb.SideInfo(item_ids=items_distinct.tobytes(), present=present.tobytes(), columns=pack_columns(values, columns))
-
-
+    return pb.SideInfo(
+        item_ids=items_distinct.tobytes(), present=present.tobytes(), columns=pack_columns(values, columns)
+    )

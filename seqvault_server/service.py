@@ -18,7 +18,7 @@ from seqcore.schema import Column, Schema
 from seqvault.v1 import seqvault_pb2 as pb
 from seqvault_server.problems import InvalidRequestError
 from seqvault_server.query import QueryResolver, ResolvedQuery
-from seqvault_server.replies import MAX_LOOP_DECODE_BYTES, blocks_reply, decode, plain_reply, side_info_reply
+from seqvault_server.replies import blocks_reply, decode, plain_reply, side_info_reply
 from seqvault_server.sideinfo.batch import ItemBatch
 from seqvault_server.sideinfo.store import SideInfo
 from seqvault_server.storage.append import MAX_EVENTS, make_batch
@@ -30,7 +30,6 @@ MAX_GET_ITEMS: Final = 65_536
 BATCH_MESSAGE_BYTES: Final = 1 << 20
 BATCH_READS_AHEAD: Final = 16
 """Histories of a batch being read at once: bounds its memory, hides the device's latency."""
-
 
 
 class SeqVaultService:
@@ -58,7 +57,9 @@ class SeqVaultService:
         counts = np.array(request.event_counts, np.int64)
         total = int(counts.sum())
         if total > MAX_EVENTS:
-            raise InvalidRequestError("event_counts", "TOO_MANY_EVENTS", f"{total} events in one call, at most {MAX_EVENTS}")
+            raise InvalidRequestError(
+                "event_counts", "TOO_MANY_EVENTS", f"{total} events in one call, at most {MAX_EVENTS}"
+            )
         batch = make_batch(
             self._schema,
             user_U=np.array(request.user_ids, np.uint64),
@@ -101,10 +102,7 @@ class SeqVaultService:
         if not query.is_plain and not query.side_info:
             return blocks_reply(history, query, self._schema)
         decoding = partial(decode, user, history, query, self._schema)
-        if len(history.data) > MAX_LOOP_DECODE_BYTES:
-            decoded = await asyncio.get_running_loop().run_in_executor(self._decoders, decoding)
-        else:
-            decoded = decoding()
+        decoded = await asyncio.get_running_loop().run_in_executor(self._decoders, decoding)
         reply = (
             plain_reply(history, decoded, query, self._schema)
             if query.is_plain
@@ -150,7 +148,9 @@ class SeqVaultService:
         known = self._schema.side_info_column_of
         for position, name in enumerate(names):
             if name not in known:
-                raise QueryError(f"columns[{position}]", "UNKNOWN_COLUMN", f"the schema has no side-info column {name!r}")
+                raise QueryError(
+                    f"columns[{position}]", "UNKNOWN_COLUMN", f"the schema has no side-info column {name!r}"
+                )
         if len(set(names)) != len(names):
             raise QueryError("columns", "DUPLICATE_COLUMN", "a column is named twice")
         return [known[name] for name in names] or list(self._schema.side_info_columns)

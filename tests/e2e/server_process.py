@@ -40,7 +40,9 @@ class ServerProcess:
 
 
 @contextmanager
-def server(data: Path, *, schema: Path = SCHEMA_FILE, environ: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+def server(
+    data: Path, *, schema: Path = SCHEMA_FILE, environ: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """Started, ready, and killed at exit if it still runs. Logs go to `<data>.log`."""
     command = [sys.executable, "-m", "seqvault_server", "serve", "--data", str(data), "--schema", str(schema)]
     paths = [str(ROOT), str(ROOT / "proto"), str(ROOT / "clients" / "python")]

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import grpc
 import numpy as np
@@ -32,6 +32,7 @@ class Producer:
     sequence: int = 0
     serial: int = 0
     pending: pb.AppendRequest | None = None
+    ended_with: grpc.RpcError | None = None
     acked: dict[int, list[int]] = field(default_factory=dict)
 
     def next_call(self) -> pb.AppendRequest:
@@ -64,7 +65,7 @@ class Producer:
                 try:
                     stub.Append(self.pending, timeout=10)
                 except grpc.RpcError as error:
-                    assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), error  # type: ignore[attr-defined]
+                    self.ended_with = error
                     return
                 self.acknowledge(self.pending)
                 self.pending = None
@@ -80,7 +81,12 @@ class Producer:
             return set()
         items = np.frombuffer(self.pending.columns[0].data, np.uint64)
         parts = np.split(items, np.cumsum(self.pending.event_counts)[:-1])
-        return {item for one, part in zip(self.pending.user_ids, parts, strict=True) if one == user for item in part.tolist()}
+        return {
+            item
+            for one, part in zip(self.pending.user_ids, parts, strict=True)
+            if one == user
+            for item in part.tolist()
+        }
 
 
 def check(target: str, producers: Sequence[Producer]) -> None:
@@ -106,8 +112,11 @@ def append_until_killed(running: ServerProcess, producers: Sequence[Producer], c
         while producers[0].sequence < enough and threads[0].is_alive():
             client.get_history(0, timeout_s=10)  # reads go on beside the appends
     running.kill()
-    for thread in threads:
+    for thread, producer in zip(threads, producers, strict=True):
         thread.join()
+        # An append is never refused; it is acked, or the server is gone.
+        error = cast("grpc.Call", producer.ended_with)
+        assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 @pytest.mark.timeout(400)

@@ -232,7 +232,9 @@ async def test_no_commit_blocks_the_loop(tmp_path: Path) -> None:
                 await asyncio.gather(*(vault.append(batch) for batch in batches[begin : begin + 4]))
 
         busy = await longest_gaps_ms(commit_all())
-    print(f"gaps between ticks, ms: idle p99 {idle[0]:.2f} max {idle[1]:.2f}; committing p99 {busy[0]:.2f} max {busy[1]:.2f}")
+    print(
+        f"gaps between ticks, ms: idle p99 {idle[0]:.2f} max {idle[1]:.2f}; committing p99 {busy[0]:.2f} max {busy[1]:.2f}"
+    )
     # A synced write would hold the loop for each commit's fsync: it would show in the 99th percentile, not in one outlier.
     assert busy[0] < 1.0
     assert busy[1] < 20.0 + idle[1]

@@ -49,7 +49,9 @@ def make_rows(random: np.random.Generator, count: int, *, start_ms: int = NOW_MS
     return rows
 
 
-def batch_of(users: Sequence[int], counts: Sequence[int], rows: Rows, *, producer: int = 0, sequence: int = 0) -> AppendBatch:
+def batch_of(
+    users: Sequence[int], counts: Sequence[int], rows: Rows, *, producer: int = 0, sequence: int = 0
+) -> AppendBatch:
     return make_batch(
         SCHEMA,
         user_U=np.array(users, np.uint64),
@@ -117,7 +119,9 @@ def in_order(rows: Rows) -> Rows:
 
 
 @contextmanager
-def opened(path: Path, *, config: ShardConfig = SMALL, schema: Schema = SCHEMA, files: Files | None = None) -> Iterator[Shard]:
+def opened(
+    path: Path, *, config: ShardConfig = SMALL, schema: Schema = SCHEMA, files: Files | None = None
+) -> Iterator[Shard]:
     shard = Shard.open(path, schema, config=config, files=files)
     try:
         yield shard

@@ -185,7 +185,10 @@ def test_a_flush_covers_no_row_of_a_group_that_is_still_being_synced(tmp_path: P
         for _ in shard.apply_group(group):
             pass
     with opened(tmp_path) as shard:
-        assert decoded(1, read(shard, 1))["item_id"].tolist() == in_order(np.concatenate([first, second]))["item_id"].tolist()
+        assert (
+            decoded(1, read(shard, 1))["item_id"].tolist()
+            == in_order(np.concatenate([first, second]))["item_id"].tolist()
+        )
 
 
 def test_deleted_bytes_are_overwritten_and_a_new_history_begins(tmp_path: Path) -> None:
@@ -325,25 +328,16 @@ def test_appends_are_refused_when_the_tails_are_full(tmp_path: Path) -> None:
         append(shard, batch)
 
 
-@pytest.mark.parametrize(
-    ("field", "reason", "change"),
-    [
-        ("columns[time_ms]", "TIME_OUT_OF_RANGE", {"time_ms": -1}),
-        ("columns[time_ms]", "TIME_OUT_OF_RANGE", {"time_ms": NOW_MS + 25 * 3600 * 1000}),
-    ],
-)
-def test_a_time_out_of_range_is_refused_by_name(field: str, reason: str, change: dict[str, int]) -> None:
+@pytest.mark.parametrize("time_ms", [-1, NOW_MS + 25 * 3600 * 1000])
+def test_a_time_out_of_range_is_refused_by_name(time_ms: int) -> None:
     rows = make_rows(np.random.default_rng(15), 3)
-    for name, value in change.items():
-        rows[name][1] = value
+    rows["time_ms"][1] = time_ms
     with pytest.raises(InvalidAppend) as caught:
         batch_of([1], [3], rows)
-    assert (caught.value.field, caught.value.reason) == (field, reason)
+    assert (caught.value.field, caught.value.reason) == ("columns[time_ms]", "TIME_OUT_OF_RANGE")
 
 
 @pytest.mark.parametrize(("users", "counts"), [([1, 2], [3]), ([1], [2]), ([], []), ([1, 2], [3, 0])])
 def test_counts_that_do_not_match_are_refused(users: list[int], counts: list[int]) -> None:
     with pytest.raises(InvalidAppend):
         batch_of(users, counts, make_rows(np.random.default_rng(16), 3))
-
-
