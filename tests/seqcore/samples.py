@@ -1,6 +1,8 @@
 """Schemas, events and blocks to test with: fixed ones, and Hypothesis strategies for any."""
 
-from collections.abc import Mapping, Sequence
+import gc
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +70,24 @@ def assert_bits_equal(decoded: npt.NDArray[np.generic], expected: npt.NDArray[np
     """Bit patterns, so that a NaN equals itself and nothing else."""
     assert decoded.dtype == expected.dtype
     assert decoded.tobytes() == expected.tobytes()
+
+
+def count_calls(measured: Callable[[], object]) -> int:
+    """Calls of Python and C functions that the interpreter makes. The collector stays out: Hypothesis hooks into it."""
+    counted = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal counted
+        counted += event in {"call", "c_call"}
+
+    gc.disable()
+    sys.setprofile(count)
+    try:
+        measured()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return counted
 
 
 def at_version(schema: Schema, version: int) -> Schema:

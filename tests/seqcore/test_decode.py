@@ -1,6 +1,5 @@
 """Blocks read back: any columns, older schemas, and every kind of damage refused."""
 
-import sys
 import tracemalloc
 from typing import Any
 
@@ -19,6 +18,7 @@ from tests.seqcore.samples import (
     Encoded,
     assert_bits_equal,
     at_version,
+    count_calls,
     decode_all,
     make_blocks,
     rows_of,
@@ -217,7 +217,7 @@ def test_hostile_bytes_behind_a_right_checksum_never_crash_the_reader(codec: Cod
     taken = 0
     tracemalloc.start()
     for at in range(min(len(block.data) - FOOTER_BYTES, 240)):
-        for value in (0, 1, 2, 8, 9, 0x0F, 0x10, 0x18, 0x7F, 0x80, 0xFE, 0xFF):
+        for value in (0, 1, 2, 9, 0x18, 0x80, 0xFF):
             hostile = bytearray(block.data)
             hostile[at] = value
             taken += decode_hostile(resealed(hostile), block.lengths)
@@ -363,18 +363,9 @@ def test_the_number_of_python_calls_does_not_depend_on_the_number_of_events(want
     def calls(count: int) -> int:
         encoded = make_blocks(steady_rows(count), schema=SCHEMA)
         decode_all(encoded.data, encoded.lengths, schema=SCHEMA)  # whatever is computed once is computed now
-        counted = 0
-
-        def count_call(_frame: object, event: str, _argument: object) -> None:
-            nonlocal counted
-            counted += event in {"call", "c_call"}
-
-        sys.setprofile(count_call)
-        try:
-            decode(open_blocks(encoded.data, encoded.lengths, schema=SCHEMA), schema=SCHEMA, columns=wanted)
-        finally:
-            sys.setprofile(None)
-        return counted
+        return count_calls(
+            lambda: decode(open_blocks(encoded.data, encoded.lengths, schema=SCHEMA), schema=SCHEMA, columns=wanted)
+        )
 
     assert calls(100) == calls(10_000) > 0
 
