@@ -21,7 +21,9 @@ from servicekit.runner import run
 
 DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 
-_address = click.option("--address", default=DEFAULT_ADDRESS, show_default=True, help="Address of the server, host:port.")
+_address = click.option(
+    "--address", default=DEFAULT_ADDRESS, show_default=True, help="Address of the server, host:port."
+)
 _timeout = click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for a reply.")
 
 
@@ -87,7 +89,7 @@ def load_(file: Path, address: str, in_flight: int, *, restart: bool) -> None:
 @click.option("--columns", default="", help="Event columns, comma-separated.")
 @click.option("--side-info", default="", help="Side-info columns to join, comma-separated.")
 @click.option("--as-of", "as_of_ms", type=int, help="Only events before this time, ms since the epoch.")
-def get(  # noqa: PLR0913  one parameter an option
+def get(
     *, user: int, address: str, timeout: float, last: int, view: str, columns: str, side_info: str, as_of_ms: int | None
 ) -> None:
     """Show a USER's newest events as a table."""

@@ -34,12 +34,14 @@ class CommitGroup:
     appends: list[tuple[int, AppendBatch]] = field(default_factory=list)
     deletions: list[Deletion] = field(default_factory=list)
     carries: list[Carry] = field(default_factory=list)
-    records: list[tuple[int, bytes]] = field(default_factory=list)
-    """For the log: LSN and bytes."""
+    records: list[tuple[int, Record]] = field(default_factory=list)
+    """For the log, with their LSNs; encoded by the committer."""
+    logged_bytes: int = 0
+    """Set by the committer."""
     last_lsn: int = 0
 
 
-def append_record(batch: AppendBatch, schema_version: int) -> bytes:
+def append_record(batch: AppendBatch, schema_version: int) -> Record:
     return Record(
         kind=Kind.APPEND,
         schema=schema_version,
@@ -51,12 +53,12 @@ def append_record(batch: AppendBatch, schema_version: int) -> bytes:
         sequence=batch.sequence,
         digest=batch.digest,
         time_ms=batch.received_ms,
-    ).to_bytes()
+    )
 
 
 def producer_record(
     *, producer: int, sequence: int, digest: bytes, lsn: int, seen_ms: int, schema_version: int
-) -> bytes:
+) -> Record:
     return Record(
         kind=Kind.PRODUCER,
         schema=schema_version,
@@ -68,4 +70,4 @@ def producer_record(
         sequence=sequence,
         digest=digest,
         time_ms=seen_ms,
-    ).to_bytes()
+    )

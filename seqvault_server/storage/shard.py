@@ -248,7 +248,7 @@ class Shard:
                 rows=carried.row_N.tobytes(),
                 row_count=len(carried.row_N),
             )
-            group.records.append((carry.lsn, record.to_bytes()))
+            group.records.append((carry.lsn, record))
         for batch in appends:
             lsn = self._take_lsn()
             group.appends.append((lsn, batch))
@@ -264,7 +264,9 @@ class Shard:
         if group.deletions:
             self.journal.write((d.user, 0, d.lsn, d.place) for d in group.deletions)
         if group.records:
-            self.log.current.append(group.records)
+            encoded = [(lsn, record.to_bytes()) for lsn, record in group.records]
+            group.logged_bytes = sum(len(data) for _, data in encoded)
+            self.log.current.append(encoded)
             self.log.current.sync()
 
     def apply_group(self, group: CommitGroup) -> Iterator[None]:
@@ -278,7 +280,7 @@ class Shard:
             self.tails.set_first_lsn(carry.user_U, carry.lsn)
         for lsn, batch in group.appends:
             yield from self._apply_append(lsn, batch)
-        self.log_bytes += sum(len(data) for _, data in group.records)
+        self.log_bytes += group.logged_bytes
         self.applied_lsn = max(self.applied_lsn, group.last_lsn)
         self.is_applying = False
 
@@ -371,7 +373,7 @@ class Shard:
         self.log_bytes = 0
         return cut_lsn
 
-    def producer_records(self) -> list[tuple[int, bytes]]:
+    def producer_records(self) -> list[tuple[int, Record]]:
         """What is known of producers, to be logged again in the new generation."""
         version = self.schema.version
         return [
