@@ -93,11 +93,15 @@ class SeqVaultClient:
         event_counts: npt.ArrayLike,
         columns: Mapping[str, npt.ArrayLike],
         *,
+        sequence: int | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """Appends `event_counts[u]` consecutive rows of `columns` to each `user_ids[u]`: all or nothing, once, durable.
 
         Returns the call's log sequence number. After DeadlineExceeded or NotAvailable it may have happened or not.
+
+        `sequence`: the caller's own number, so that the same call can be made again after any failure, even by another
+        process. Then all appends of this client are numbered so, each less than 64 above the oldest one in doubt.
 
         Raises: InvalidRequest, ColumnError, NotAvailable, Overloaded, DeadlineExceeded, PermissionDenied, ServerBug.
         """
@@ -109,11 +113,11 @@ class SeqVaultClient:
             packed = await self._with_schema(
                 attempts, lambda schema: pack_columns(columns, schema.event_columns, rows=rows)
             )
-            sequence = await attempts.within(self._sequences.take())
+            number = await attempts.within(self._sequences.take()) if sequence is None else sequence
             try:
                 request = pb.AppendRequest(
                     producer_id=self.producer_id,
-                    sequence=sequence,
+                    sequence=number,
                     user_ids=users.tolist(),
                     event_counts=counts.tolist(),
                     columns=packed,
@@ -122,15 +126,21 @@ class SeqVaultClient:
                     lambda: self._stub.Append(request, timeout=attempts.remaining_s), is_repeatable=True
                 )
             finally:
-                self._sequences.release(sequence)
+                if sequence is None:
+                    self._sequences.release(number)
         return reply.lsn
 
     async def append_events(
-        self, user_ids: npt.ArrayLike, columns: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None
+        self,
+        user_ids: npt.ArrayLike,
+        columns: Mapping[str, npt.ArrayLike],
+        *,
+        sequence: int | None = None,
+        timeout_s: float | None = None,
     ) -> int:
         """As `append`, with a user id for every row, in any order."""
         users, counts, grouped = group_by_user(user_ids, columns)
-        return await self.append(users, counts, grouped, timeout_s=timeout_s)
+        return await self.append(users, counts, grouped, sequence=sequence, timeout_s=timeout_s)
 
     async def get_history(self, user_id: int, query: Query = EVERYTHING, *, timeout_s: float | None = None) -> History:
         """Raises: InvalidRequest, NotAvailable, Overloaded, DeadlineExceeded, PermissionDenied, DataCorrupted, ServerBug."""

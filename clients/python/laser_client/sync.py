@@ -61,14 +61,20 @@ class SyncSeqVaultClient:
         event_counts: npt.ArrayLike,
         columns: Mapping[str, npt.ArrayLike],
         *,
+        sequence: int | None = None,
         timeout_s: float | None = None,
     ) -> int:
-        return self._run(self._client.append(user_ids, event_counts, columns, timeout_s=timeout_s))
+        return self._run(self._client.append(user_ids, event_counts, columns, sequence=sequence, timeout_s=timeout_s))
 
     def append_events(
-        self, user_ids: npt.ArrayLike, columns: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None
+        self,
+        user_ids: npt.ArrayLike,
+        columns: Mapping[str, npt.ArrayLike],
+        *,
+        sequence: int | None = None,
+        timeout_s: float | None = None,
     ) -> int:
-        return self._run(self._client.append_events(user_ids, columns, timeout_s=timeout_s))
+        return self._run(self._client.append_events(user_ids, columns, sequence=sequence, timeout_s=timeout_s))
 
     def get_history(self, user_id: int, query: Query = EVERYTHING, *, timeout_s: float | None = None) -> History:
         return self._run(self._client.get_history(user_id, query, timeout_s=timeout_s))
