@@ -47,7 +47,7 @@ def show_history(
     console.print(table)
     console.print(
         f"user {user}: {shown.event_count:,} of {event_count:,} events; "
-        f"{shown.reads} reads of {shown.read_bytes:,} bytes",
+        f"reads: {shown.reads}, {shown.read_bytes:,} bytes",
         highlight=False,
     )
 
