@@ -15,6 +15,7 @@ from seqvault_server.service import SeqVaultService
 from seqvault_server.sideinfo.store import SideInfo
 from seqvault_server.storage.shard import Shard, ShardConfig
 from seqvault_server.vault import Vault
+from seqvault_server.warm_up import warm_up
 from servicekit.listen import ListenConfig
 from servicekit.metrics import ServerMetrics
 from servicekit.runner import Application, Open
@@ -56,6 +57,7 @@ def opener(config: ServerConfig) -> Open:
 
     async def open_store(metrics: ServerMetrics) -> Application:
         schema = read_schema(config.schema)
+        await asyncio.to_thread(warm_up, schema)
         shard = await asyncio.to_thread(Shard.open, config.data, schema, config=config.shard)
         try:
             items = await asyncio.to_thread(SideInfo.open, config.data / "items", schema, max_items=config.max_items)

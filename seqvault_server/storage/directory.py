@@ -35,6 +35,7 @@ class DataDirectory:
         Raises: DataDirectoryError; nothing has been changed then.
         """
         path.mkdir(parents=True, exist_ok=True)
+        files.sync_directory(path.parent)
         lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             try:

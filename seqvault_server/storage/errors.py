@@ -25,7 +25,7 @@ class SequenceTooOld(StorageError):
 
 
 class StoreFull(StorageError):
-    """No room now for more events; a retry after `retry_after_ms` makes sense. `reason`: TAILS_FULL or DISK_RESERVE."""
+    """No room now for more events; a retry after `retry_after_ms` makes sense. `reason` is of docs/errors.md."""
 
     def __init__(self, reason: str, problem: str, retry_after_ms: int) -> None:
         super().__init__(problem)

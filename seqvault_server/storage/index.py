@@ -34,7 +34,3 @@ class Index:
     def put(self, users: Words, places: Words) -> None:
         """Sets places; 0 removes a user."""
         self._table.put_many(users, places)
-
-    def items(self) -> tuple[Words, Words]:
-        """All users and their places: a copy."""
-        return self._table.items()

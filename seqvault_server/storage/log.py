@@ -32,12 +32,16 @@ import numpy.typing as npt
 import zstandard
 from rocksdict import DBCompressionType, DBRecoveryMode, Options, Rdict, WriteBatch
 
+from seqvault_server.storage.errors import DataDirectoryError
+from seqvault_server.storage.files import Files
+
 _HEAD: Final = struct.Struct("<BHIIQQ16sqI")
 _KEY: Final = struct.Struct(">Q")
 _MEMTABLE_BYTES: Final = 256 << 20
 _ZSTD_LEVEL: Final = -1
 """Of shuffled rows: 7.9 bytes an event in 45 us a thousand, shuffle included; level 1 of plain rows 9.5 in 130."""
 WRITE_BYTES: Final = 128 << 10
+_DROPPED: Final = ".dropped"
 
 
 class Kind(IntEnum):
@@ -46,6 +50,9 @@ class Kind(IntEnum):
     APPEND = 1
     CARRY = 2
     PRODUCER = 3
+
+
+_KINDS: Final = frozenset(Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +89,8 @@ class Record:
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         kind, schema, user_count, row_count, producer, sequence, digest, time_ms, body_bytes = _HEAD.unpack_from(data)
+        if kind not in _KINDS:
+            raise DataDirectoryError(f"the log holds a record of kind {kind}, which this program does not know")
         body = zstandard.ZstdDecompressor().decompress(data[_HEAD.size :], max_output_size=body_bytes)
         users_end = 8 * user_count
         counts_end = users_end + (4 * user_count if kind != Kind.PRODUCER else 0)
@@ -164,9 +173,12 @@ class RocksGeneration:
 class Log:
     """The generations, oldest first; the last one is written to."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, files: Files) -> None:
         self.directory = directory
+        self._files = files
         directory.mkdir(exist_ok=True)
+        for leftover in directory.glob(f"*{_DROPPED}"):
+            shutil.rmtree(leftover)
         numbers = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
         self.generations: list[LogGeneration] = [self._open(number) for number in numbers or [1]]
 
@@ -187,16 +199,25 @@ class Log:
         return older
 
     def drop(self, generation: LogGeneration) -> None:
-        """Closes a generation and removes its files. Blocking."""
+        """Closes a generation and removes its files. Blocking.
+
+        Renamed first: what a crash leaves of it must not look like a generation.
+        """
         generation.close()
-        shutil.rmtree(self._path(generation.number))
+        path = self._path(generation.number)
+        dropped = path.with_name(path.name + _DROPPED)
+        path.rename(dropped)
+        self._files.sync_directory(self.directory)
+        shutil.rmtree(dropped)
 
     def close(self) -> None:
         for generation in self.generations:
             generation.close()
 
     def _open(self, number: int) -> LogGeneration:
-        return RocksGeneration(self._path(number))
+        generation = RocksGeneration(self._path(number))
+        self._files.sync_directory(self.directory)
+        return generation
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number:08d}"

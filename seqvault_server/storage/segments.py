@@ -1,8 +1,8 @@
 """Segment files: where the pages of histories lie.
 
 A segment is a sparse file of up to 1 GiB, `segments/<id>.seg`; ids ascend and are never reused. Space is handed out at
-the head of the newest segment, in whole pages, and is never handed out twice: what is freed is punched out of the file,
-and a segment without live pages is removed. So a stale place can only ever lead to its old bytes or to zeros.
+the head of the newest segment, in whole pages, and is never handed out twice: what is freed is punched out of the file.
+So a stale place can only ever lead to its old bytes or to zeros.
 
 Threads: `allocate`, `start_segment`, `write` and `sync` belong to the one flushing thread; `read_*` to any thread; the rest
 to the owner of the shard.

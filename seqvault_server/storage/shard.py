@@ -159,7 +159,8 @@ class Shard:
         directory = DataDirectory.open(path, schema, files or Files())
         segments = Segments(path / "segments", directory.files)
         journal = RocksJournal(path / "journal")
-        log = Log(path / "log")
+        log = Log(path / "log", directory.files)
+        directory.files.sync_directory(path)
         pins = Pins()
         recovered = recover(
             schema=schema,

@@ -39,21 +39,25 @@ class ServerProcess:
         return self.process.wait(timeout=START_TIMEOUT_S)
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of this process, with the packages of this tree on the path."""
+    paths = [str(ROOT), str(ROOT / "proto"), str(ROOT / "clients" / "python")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 @contextmanager
 def server(
     data: Path, *, schema: Path = SCHEMA_FILE, environ: Mapping[str, str] | None = None
 ) -> Iterator[ServerProcess]:
     """Started, ready, and killed at exit if it still runs. Logs go to `<data>.log`."""
     command = [sys.executable, "-m", "seqvault_server", "serve", "--data", str(data), "--schema", str(schema)]
-    paths = [str(ROOT), str(ROOT / "proto"), str(ROOT / "clients" / "python")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environ or {})}
     with data.with_suffix(".log").open("a") as log:
         process = subprocess.Popen(
             [*command, "--port", "0", "--metrics-port", "0"],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environment,
+            env={**child_environment(), **(environ or {})},
         )
     try:
         assert process.stdout is not None

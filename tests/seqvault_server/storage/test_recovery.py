@@ -159,6 +159,27 @@ def test_a_missing_segment_is_named(tmp_path: Path) -> None:
         Shard.open(tmp_path, SCHEMA)
 
 
+def test_what_a_crash_left_of_a_dropped_generation_is_removed(tmp_path: Path) -> None:
+    with opened(tmp_path) as shard:
+        append(shard, batch_of([1], [5], make_rows(np.random.default_rng(7), 5)))
+    half_removed = tmp_path / "log" / "00000000.dropped"
+    half_removed.mkdir()
+    (half_removed / "MANIFEST-000001").write_bytes(b"torn")
+    with opened(tmp_path) as shard:
+        assert len(decoded(1, read(shard, 1))) == 5
+        assert not half_removed.exists()
+
+
+def test_a_record_of_an_unknown_kind_is_refused_by_name(tmp_path: Path) -> None:
+    with opened(tmp_path) as shard:
+        batch = batch_of([1], [5], make_rows(np.random.default_rng(8), 5))
+        data = shard.begin_group([batch]).records[0][1].to_bytes()
+        shard.log.current.append([(1, bytes([9]) + data[1:])])
+        shard.log.current.sync()
+    with pytest.raises(DataDirectoryError, match="kind 9"):
+        Shard.open(tmp_path, SCHEMA)
+
+
 def test_a_newer_directory_format_is_refused_by_name(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass
