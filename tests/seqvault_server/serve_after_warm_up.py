@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from numba.core.dispatcher import Dispatcher
 
 from laser_client.client import SeqVaultClient
@@ -30,7 +31,7 @@ async def work(client: SeqVaultClient) -> None:
     for step in range(8):
         users = np.arange(1, 61, dtype=np.uint64)
         count = int(users.size) * 100
-        columns = {
+        columns: dict[str, npt.NDArray[np.generic]] = {
             "item_id": random.integers(0, 100, count).astype(np.uint64),
             "time_ms": 1_600_000_000_000 + np.sort(random.integers(0, 10**9, count)) - step % 3 * 10**10,
             "action": random.integers(0, 4, count).astype(np.uint8),
@@ -57,7 +58,10 @@ async def main(data: Path) -> None:
         shard=ShardConfig(max_users=1 << 16, tail_bytes=1 << 20, log_generation_bytes=1 << 16),
     )
     for _ in range(2):  # the second time with something to recover
-        async with serving(opener(config), config=config.listen) as ports, SeqVaultClient(f"127.0.0.1:{ports.port}") as client:
+        async with (
+            serving(opener(config), config=config.listen) as ports,
+            SeqVaultClient(f"127.0.0.1:{ports.port}") as client,
+        ):
             warm = signatures()
             await work(client)
         compiled = {name for name, count in signatures().items() if count != warm.get(name)}
