@@ -87,12 +87,12 @@ class SeqVaultService:
             histories = await asyncio.gather(*(self._history(user, query) for user in chunk))
             for user, history in zip(chunk, histories, strict=True):
                 length = history.ByteSize()
-                if size and size + length > BATCH_MESSAGE_BYTES:
+                if reply.histories and size + length > BATCH_MESSAGE_BYTES:
                     yield reply
                     reply, size = pb.BatchGetHistoryResponse(), 0
                 reply.histories.append(pb.UserHistory(user_id=user, history=history))
                 size += length
-        if size:
+        if reply.histories:
             yield reply
 
     async def _history(self, user: int, query: ResolvedQuery) -> pb.GetHistoryResponse:

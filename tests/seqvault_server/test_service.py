@@ -143,6 +143,7 @@ async def test_a_view_is_a_starting_point_that_the_query_narrows(open_store: Ope
 async def test_a_batch_answers_in_the_order_of_the_request_in_bounded_messages(open_store: OpenStore) -> None:
     async with open_store() as store:
         users = await fill(store)
+        assert [history.found async for history in store.client.batch_get_history([4, 5])] == [False, False]
         asked = [3, 4, 1, 2, 3] * 20
         got = [history async for history in store.client.batch_get_history(asked)]
         assert [history.user_id for history in got] == asked
