@@ -24,10 +24,11 @@ class ResolvedQuery:
 
     columns: tuple[str, ...]
     residual: Filter
-    residual_message: pb.Filter
     wanted: Wanted
     side_info: tuple[str, ...]
     is_plain: bool
+    blocks_template: pb.GetHistoryResponse
+    """A reply of blocks with all that does not depend on the history."""
 
 
 class QueryResolver:
@@ -62,13 +63,15 @@ def _resolve(serialized: bytes, *, schema: Schema) -> ResolvedQuery:
         residual = _NOTHING
     if query.encoding not in pb.Encoding.values():
         raise QueryError("query.encoding", "UNKNOWN_ENCODING", f"{query.encoding} is no encoding")
+    columns = columns or tuple(schema.event_column_of)
+    blocks = pb.Blocks(residual=filter_to_proto(residual), columns=columns, schema_version=schema.version)
     return ResolvedQuery(
-        columns=columns or tuple(schema.event_column_of),
+        columns=columns,
         residual=residual,
-        residual_message=filter_to_proto(residual),
         wanted=_wanted(residual),
         side_info=side_info,
         is_plain=query.encoding == pb.ENCODING_PLAIN,
+        blocks_template=pb.GetHistoryResponse(found=True, blocks=blocks),
     )
 
 

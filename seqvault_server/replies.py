@@ -15,21 +15,15 @@ from seqvault_server.storage.read import History
 Array = npt.NDArray[np.generic]
 
 
-def blocks_reply(history: History, query: ResolvedQuery, schema: Schema) -> pb.GetHistoryResponse:
+def blocks_reply(history: History, query: ResolvedQuery) -> pb.GetHistoryResponse:
     """The history as it lies on disk; nothing is decompressed."""
-    return pb.GetHistoryResponse(
-        found=history.found,
-        blocks=pb.Blocks(
-            data=history.data,
-            lengths=history.lengths.tolist(),
-            tail=history.tail,
-            residual=query.residual_message,
-            columns=query.columns,
-            schema_version=schema.version,
-        ),
-        reads=history.reads,
-        read_bytes=history.read_bytes,
-    )
+    reply = pb.GetHistoryResponse()
+    reply.CopyFrom(query.blocks_template)
+    reply.reads, reply.read_bytes = history.reads, history.read_bytes
+    blocks = reply.blocks
+    blocks.data, blocks.tail = history.data, history.tail
+    blocks.lengths.extend(history.lengths)
+    return reply
 
 
 def plain_reply(
@@ -56,7 +50,7 @@ def decode(user_id: int, history: History, query: ResolvedQuery, schema: Schema)
     names = query.columns if query.is_plain else ()
     if query.side_info:
         names = tuple(dict.fromkeys((*names, schema.item.name)))
-    blocks = BlockHistory(user_id, history.data, history.lengths, history.tail, schema.version)
+    blocks = BlockHistory(user_id, history.data, np.array(history.lengths, np.int64), history.tail, schema.version)
     return decode_history(blocks, schema=schema, columns=names, residual=query.residual)
 
 

@@ -100,14 +100,10 @@ class SeqVaultService:
         if not history.found:
             return pb.GetHistoryResponse(found=False)
         if not query.is_plain and not query.side_info:
-            return blocks_reply(history, query, self._schema)
+            return blocks_reply(history, query)
         decoding = partial(decode, user, history, query, self._schema)
         decoded = await asyncio.get_running_loop().run_in_executor(self._decoders, decoding)
-        reply = (
-            plain_reply(history, decoded, query, self._schema)
-            if query.is_plain
-            else blocks_reply(history, query, self._schema)
-        )
+        reply = plain_reply(history, decoded, query, self._schema) if query.is_plain else blocks_reply(history, query)
         if query.side_info:
             items = side_info_reply(decoded[self._schema.item.name], query, self._schema, self._items)
             reply.side_info.CopyFrom(items)

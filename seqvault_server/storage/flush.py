@@ -41,7 +41,7 @@ from seqvault_server.storage.place import (
     used_bytes_of,
 )
 from seqvault_server.storage.segments import Segments
-from seqvault_server.storage.walk import Wanted, walk
+from seqvault_server.storage.walk import walk
 
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -181,10 +181,8 @@ class Flusher:
             begin_U=ends - lengths,
             end_U=ends,
             offset_U=offsets,
-            first_U=offsets,
             user_U=users,
             segment_U=segment_of(places).astype(np.int64),
-            wanted=Wanted(),
         )
         if walked.bad_extent >= 0:
             raise self._damaged(users, places, walked.bad_extent, "a block is damaged or misplaced")

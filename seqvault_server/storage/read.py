@@ -5,35 +5,30 @@ had everything, the history is checked and returned at once. Else the read is pi
 which counts as the same read.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
-
-import numpy as np
 
 from seqcore.format import max_block_bytes
 from seqcore.schema import Schema
 from seqvault_server.storage.errors import DamagedHistory
 from seqvault_server.storage.place import is_disordered, is_extent, offset_of, segment_of, used_bytes_of
 from seqvault_server.storage.segments import Segments
-from seqvault_server.storage.walk import NO_END_MS, Wanted, verify, walk
+from seqvault_server.storage.walk import NO_END_MS, Wanted, walk_suffix
 
 MAX_LOOP_READ_BYTES: Final = 256 << 10
 """A longer read never runs on the owner's thread: copying it out of the page cache would hold it up."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """What a read gives: whole blocks that may hold a wanted event, and the user's tail as packed rows."""
 
     found: bool
     data: bytes
-    lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    lengths: list[int]
     tail: bytes
     reads: int
     read_bytes: int
-
-
-NO_LENGTHS: Final = np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -108,28 +103,29 @@ class Reader:
             raise DamagedHistory(
                 read.user, segment_of(place), begin + read.skipped + done, "the segment file ends here"
             )
-        walked = walk(
-            np.frombuffer(buffer, np.uint8),
-            begin_U=_ZERO,
-            end_U=np.array([done]),
-            offset_U=np.array([begin + used - done]),
-            first_U=np.array([begin]),
-            user_U=np.array([read.user], np.uint64),
-            segment_U=np.array([segment_of(place)]),
+        suffix = walk_suffix(
+            buffer,
+            offset=begin + used - done,
+            first=begin,
+            user=read.user,
+            segment=segment_of(place),
+            wanted=read.wanted,
             # Newest by arrival is newest by time only if the blocks are in order.
-            wanted=replace(read.wanted, max_events=0) if is_disordered(place) else read.wanted,
+            max_events=0 if is_disordered(place) else read.wanted.max_events,
         )
-        bad = walked.bad_offset if walked.bad_extent >= 0 else verify(buffer, walked)
-        if bad >= 0:
-            offset = begin + used - done + bad
+        if suffix.bad_offset >= 0:
+            offset = begin + used - done + suffix.bad_offset
             raise DamagedHistory(read.user, segment_of(place), offset, "a block is damaged or misplaced")
-        if not walked.is_complete:
+        if not suffix.is_complete:
             return None
-        wanted_K = walked.is_wanted_K
-        starts, lengths = walked.offset_K[wanted_K], walked.length_K[wanted_K]
+        begins, ends = suffix.begins, suffix.ends
         view = memoryview(buffer)
-        spans = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
-        return History(True, b"".join([view[a:b] for a, b in spans]), lengths, read.tail, reads, done)
-
-
-_ZERO: Final = np.zeros(1, np.int64)
+        lengths = [end - begin for begin, end in zip(begins, ends, strict=True)]
+        return History(
+            found=True,
+            data=b"".join([view[a:b] for a, b in zip(begins, ends, strict=True)]),
+            lengths=lengths,
+            tail=read.tail,
+            reads=reads,
+            read_bytes=done,
+        )

@@ -33,7 +33,7 @@ from seqvault_server.storage.journal import Journal, RocksJournal
 from seqvault_server.storage.log import Kind, Log, LogGeneration, Record
 from seqvault_server.storage.place import MAX_HISTORY_BYTES, PAGE_BYTES, is_extent, offset_of, segment_of, used_bytes_of
 from seqvault_server.storage.producers import Producers
-from seqvault_server.storage.read import NO_LENGTHS, History, PendingRead, Reader
+from seqvault_server.storage.read import History, PendingRead, Reader
 from seqvault_server.storage.recovery import recover
 from seqvault_server.storage.segments import Segments
 from seqvault_server.storage.space import PageRun, Pins, Space
@@ -419,7 +419,7 @@ class Shard:
         tail = self.tails.copy(np.array([user], np.uint64)).row_N.tobytes() if self.tails.rows_of(user) else b""
         self._counters.reads += bool(place)
         if not place:
-            return History(bool(tail), b"", NO_LENGTHS, tail, 0, 0)
+            return History(found=bool(tail), data=b"", lengths=[], tail=tail, reads=0, read_bytes=0)
         read = self.reader.start(user, place, tail, wanted)
         if self.reader.is_complete(read):
             self._counters.read_bytes += len(read.buffer)

@@ -105,7 +105,7 @@ def read(shard: Shard, user: int, wanted: Wanted | None = None) -> History:
 
 def decoded(user: int, history: History, residual: Filter | None = None) -> Rows:
     """The events of a read, oldest first, as packed rows."""
-    blocks = BlockHistory(user, history.data, history.lengths, history.tail, SCHEMA.version)
+    blocks = BlockHistory(user, history.data, np.array(history.lengths, np.int64), history.tail, SCHEMA.version)
     columns = decode_history(blocks, schema=SCHEMA, columns=ALL_COLUMNS, residual=residual or Filter())
     rows = np.empty(len(columns["item_id"]), SCHEMA.row_dtype)
     for name in ALL_COLUMNS:
