@@ -104,7 +104,7 @@ class Flusher:
     def _write(self, plan: FlushPlan, *, use_slack: bool) -> FlushResult:
         words_CN = words_of(plan.rows, self._schema)
         order = self._sorted(words_CN, np.repeat(np.arange(len(plan.user_U)), np.diff(plan.start_U1)))
-        words_CN = words_CN[:, order]
+        words_CN = np.take(words_CN, order, axis=1)
         place_U, freed_U = plan.place_U.copy(), np.zeros(len(plan.user_U), np.uint64)
         free_pages_U = PAGES_ARRAY[size_class_of(place_U).astype(np.int64)] - -(
             -used_bytes_of(place_U).astype(np.int64) // PAGE_BYTES
@@ -203,7 +203,7 @@ class Flusher:
         first_lsn_R = runs.first_lsn_R.copy()
         np.minimum.at(first_lsn_R, old[walked.extent_K], blocks.header_K["first_lsn"])
         start_R1 = np.concatenate([[0], np.cumsum(np.bincount(user_N, minlength=len(chosen)))])
-        return _Merged(both[:, order], Runs(runs.user_R, start_R1, first_lsn_R, runs.last_lsn_R))
+        return _Merged(np.take(both, order, axis=1), Runs(runs.user_R, start_R1, first_lsn_R, runs.last_lsn_R))
 
     def _place_anew(self, merged: _Merged, chosen: Ints, place_U: Words, writer: "_Writer") -> None:
         """Encodes merged users and writes them at the head: small ones together, then an extent for each other."""
@@ -252,8 +252,15 @@ class Flusher:
         )
 
     def _sorted(self, words_CN: Words, user_N: Ints) -> Ints:
-        """The order by (user, time, arrival): lexsort is stable."""
-        return np.lexsort((words_CN[self._time].view(np.int64), user_N))
+        """The order by (user, time, arrival). Events rarely come late, so that the order by user, a radix sort, is mostly
+        that order already: 0.02 us an event against lexsort's 0.1.
+        """
+        order = np.argsort(
+            user_N.astype(np.uint16 if len(user_N) and user_N.max() < 1 << 16 else np.int64), kind="stable"
+        )
+        time_N, user_sorted_N = words_CN[self._time].view(np.int64)[order], user_N[order]
+        is_late_N = (time_N[1:] < time_N[:-1]) & (user_sorted_N[1:] == user_sorted_N[:-1])
+        return np.lexsort((words_CN[self._time].view(np.int64), user_N)) if is_late_N.any() else order
 
     def _last_times(self, users: Words, places: Words) -> Ints:
         """Newest event time in the last block of each extent, the newest of all if the extent is not disordered."""
@@ -320,7 +327,7 @@ def _columns_of(words_CN: Words, start_U1: Ints, chosen: Ints) -> Words:
     counts = np.diff(start_U1)[chosen]
     ends = np.cumsum(counts)
     index = np.repeat(start_U1[:-1][chosen] - (ends - counts), counts) + np.arange(int(ends[-1]))
-    return words_CN[:, index]
+    return np.take(words_CN, index, axis=1)
 
 
 def _runs(plan: FlushPlan, chosen: Ints) -> Runs:
