@@ -184,7 +184,8 @@ async def test_a_read_makes_the_same_calls_for_100_and_10_000_events(open_store:
         for user in (1, 2):
             request = pb.GetHistoryRequest(user_id=user, query=Query(encoding=encoding).to_proto())
             await store.service.GetHistory(request, NO_CONTEXT)  # kernels and caches are warm
-            counts.append(await _calls(store, request))
+            # Whatever else the loop does meanwhile only adds to it.
+            counts.append(min([await _calls(store, request) for _ in range(20)]))
         print(f"calls for 100 and 10,000 events as {encoding.name}: {counts}")
         assert counts[0] == counts[1]
 
