@@ -17,6 +17,7 @@ import structlog
 from seqvault_server.busy_users import BusyUsers
 from seqvault_server.committer import Committer
 from seqvault_server.storage.errors import DamagedHistory, ReadOnly
+from seqvault_server.storage.flush import FlushPlan
 from seqvault_server.storage.shard import Shard
 
 FLUSH_USERS: Final = 1_024
@@ -136,11 +137,14 @@ class Background:
                     break
 
     async def _flush(self, users: list[int]) -> None:
+        while users:
+            async with self._committer.tails_lock:
+                plan, users = self._shard.plan_flush(users)
+            if plan is not None:
+                await self._write(plan)
+
+    async def _write(self, plan: FlushPlan) -> None:
         shard = self._shard
-        async with self._committer.tails_lock:
-            plan = shard.plan_flush(users)
-        if plan is None:
-            return
         try:
             result = await self.in_thread(partial(shard.write_flush, plan))
         except DamagedHistory as error:
@@ -150,7 +154,7 @@ class Background:
             shard.damaged.add(error.user_id)
             shard.abandon_flush(plan)
             await self._busy.notify()
-            await self._flush(plan.user_U.tolist())
+            shard.due.extend(plan.user_U.tolist())  # without the damaged one
             return
         except OSError:
             shard.abandon_flush(plan)

@@ -70,7 +70,7 @@ def _append(shard: Shard, schema: Schema, events: int) -> None:
 
 def _flush(shard: Shard) -> None:
     users, _ = shard.tails.find(0, limit=10)
-    plan = shard.plan_flush(users.tolist())
+    plan, _ = shard.plan_flush(users.tolist())
     assert plan is not None
     shard.publish_flush(shard.write_flush(plan))
     shard.punch(shard.take_freed())

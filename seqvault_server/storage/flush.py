@@ -46,8 +46,8 @@ from seqvault_server.storage.walk import walk
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 
-MERGE_BATCH_BYTES: Final = 8 << 20
-"""Old blocks merged at once: bounds the memory of a flush that moves long histories."""
+MERGE_BATCH_BYTES: Final = 1 << 20
+"""Old blocks merged at once: bounds the memory of a flush that moves long histories, and how long a step holds the GIL."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ A RocksDB, key = user (u64, big-endian), value = {place: u64, flushed: u64, eras
 One rule for crashes: data synced -> journal synced -> place published in the index -> old bytes freed. So a place in the
 journal always leads to whole blocks, and bytes that no journaled place covers are noise: never parsed, free to be freed.
 
-Threads: one at a time, the caller's duty.
+Threads: any; no two of them write the same user, since flush and deletion exclude each other.
 """
 
 import struct

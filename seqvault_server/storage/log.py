@@ -72,7 +72,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         rows = _transposed(self.rows, self.row_count)
-        body = b"".join([self.users.tobytes(), self.counts.tobytes(), rows])
+        body = b"".join([self.users.tobytes(), self.counts.tobytes(), rows.data])
         head = _HEAD.pack(
             self.kind,
             self.schema,
@@ -99,7 +99,7 @@ class Record:
             schema=schema,
             users=np.frombuffer(body, "<u8", user_count),
             counts=np.frombuffer(body[users_end:counts_end], "<u4"),
-            rows=_transposed(body[counts_end:], len(body[counts_end:]) // row_count) if row_count else b"",
+            rows=_transposed(body[counts_end:], (len(body) - counts_end) // row_count).tobytes() if row_count else b"",
             row_count=row_count,
             producer=producer,
             sequence=sequence,
@@ -108,9 +108,10 @@ class Record:
         )
 
 
-def _transposed(data: bytes, rows: int) -> bytes:
-    """A matrix of bytes with so many rows, its columns made rows."""
-    return np.frombuffer(data, np.uint8).reshape(rows, -1).T.tobytes() if data else b""
+def _transposed(data: bytes, rows: int) -> npt.NDArray[np.uint8]:
+    """A matrix of bytes with so many rows, its columns made rows. (`tobytes` would do it with the GIL held.)"""
+    matrix = np.frombuffer(data, np.uint8)
+    return np.ascontiguousarray(matrix.reshape(rows, -1).T) if rows else matrix
 
 
 class LogGeneration(Protocol):

@@ -29,6 +29,7 @@ Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 
 _UNITS_PER_PAGE = PAGE_BYTES // UNIT_BYTES
+_NO_PAGES = np.empty(0, np.int64)
 
 
 class Pins:
@@ -87,7 +88,7 @@ class Space:
             live = self._live.get(segment)
             if live is None:
                 live = self._live[segment] = np.zeros(SEGMENT_PAGES, np.uint16)
-            self._live_pages[segment] = self._live_pages.get(segment, 0) + _count(live, starts, units, 1)
+            self._live_pages[segment] = self._live_pages.get(segment, 0) + _count(live, starts, units, 1, _NO_PAGES)
 
     def free(self, places: Words) -> None:
         """Puts places that are no longer in the index on the list for `take_freed`."""
@@ -100,9 +101,10 @@ class Space:
             _, places = self._freed.popleft()
             for segment, (starts, units) in self._by_segment(places):
                 live = self._live[segment]
-                self._live_pages[segment] -= _count(live, starts, units, -1)
-                touched = np.unique(_pages_of(starts, units))
-                runs.extend(_runs(segment, touched[live[touched] == 0]))
+                free = np.empty(int((units // _UNITS_PER_PAGE + 2).sum()), np.int64)
+                count = _count(live, starts, units, -1, free)
+                self._live_pages[segment] -= count
+                runs.extend(_runs(segment, np.sort(free[:count])))
         return runs
 
     def dead_runs(self, segment: int, end_page: int) -> list[PageRun]:
@@ -145,8 +147,8 @@ def _runs(segment: int, pages: Ints) -> Iterator[PageRun]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _count(live: npt.NDArray[np.uint16], start_units: Ints, units: Ints, sign: int) -> int:
-    """Adds or subtracts runs of units; returns how many pages became live, or ceased to be."""
+def _count(live: npt.NDArray[np.uint16], start_units: Ints, units: Ints, sign: int, free: Ints) -> int:
+    """Adds or subtracts runs of units; returns how many pages became live, or ceased to be: those are put into `free`."""
     changed = 0
     for i in range(len(start_units)):
         at, left = start_units[i], units[i]
@@ -156,20 +158,8 @@ def _count(live: npt.NDArray[np.uint16], start_units: Ints, units: Ints, sign: i
             before = np.int64(live[page])
             live[page] = before + sign * part
             if (before == 0) != (before + sign * part == 0):
+                if sign < 0:
+                    free[changed] = page
                 changed += 1
             at, left = at + part, left - part
     return changed
-
-
-@numba.njit(nogil=True, cache=True)
-def _pages_of(start_units: Ints, units: Ints) -> Ints:
-    total = 0
-    for i in range(len(units)):
-        total += (start_units[i] + units[i] - 1) // _UNITS_PER_PAGE - start_units[i] // _UNITS_PER_PAGE + 1
-    pages = np.empty(total, np.int64)
-    at = 0
-    for i in range(len(units)):
-        for page in range(start_units[i] // _UNITS_PER_PAGE, (start_units[i] + units[i] - 1) // _UNITS_PER_PAGE + 1):
-            pages[at] = page
-            at += 1
-    return pages

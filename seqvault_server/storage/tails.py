@@ -156,6 +156,7 @@ def _append(
     due: Words,
 ) -> int:
     row_bytes = rows.shape[1]
+    flat = rows.reshape(-1)
     found, at = 0, 0
     for i in range(len(users)):
         entry = np.int64(get_one(slots, capacity, users[i])) - 1
@@ -188,10 +189,8 @@ def _append(
                     next_chunk[entries[entry, _LAST]] = chunk
                 entries[entry, _LAST] = chunk
             part = min(left, CHUNK_ROWS - position)
-            target = chunks[entries[entry, _LAST]]
-            for row in range(part):
-                for b in range(row_bytes):
-                    target[(position + row) * row_bytes + b] = rows[at + row, b]
+            begin, length = position * row_bytes, part * row_bytes
+            chunks[entries[entry, _LAST], begin : begin + length] = flat[at * row_bytes : at * row_bytes + length]
             entries[entry, _ROWS] += part
             at, left = at + part, left - part
         state[_TOTAL_ROWS] += counts[i]
@@ -235,18 +234,20 @@ def _copy(
     rows: Bytes,
 ) -> None:
     row_bytes = rows.shape[1]
+    flat = rows.reshape(-1)
     for u in range(len(users)):
         entry = np.int64(get_one(slots, capacity, users[u])) - 1
         if entry < 0:
             continue
         chunk, position = entries[entry, _FIRST], entries[entry, _RELEASED]
-        for at in range(start_U1[u], start_U1[u + 1]):
-            if position == CHUNK_ROWS:
-                chunk, position = np.int64(next_chunk[chunk]), 0
-            source = chunks[chunk]
-            for b in range(row_bytes):
-                rows[at, b] = source[position * row_bytes + b]
-            position += 1
+        at, end = start_U1[u] * row_bytes, start_U1[u + 1] * row_bytes
+        while at < end:
+            # A chunk's rows at a time: one copy of up to CHUNK_ROWS rows.
+            begin = position * row_bytes
+            length = min(CHUNK_ROWS * row_bytes - begin, end - at)
+            flat[at : at + length] = chunks[chunk, begin : begin + length]
+            at += length
+            chunk, position = np.int64(next_chunk[chunk]), 0
 
 
 @numba.njit(nogil=True, cache=True)

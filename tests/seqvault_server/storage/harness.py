@@ -87,10 +87,12 @@ def flush(shard: Shard, users: Sequence[int] | None = None) -> None:
     """Flushes these users, or all."""
     if users is None:
         users = shard.tails.find(0, limit=1 << 20)[0].tolist()
-    plan = shard.plan_flush(users)
-    if plan is not None:
-        shard.publish_flush(shard.write_flush(plan))
-        shard.punch(shard.take_freed())
+    rest = list(users)
+    while rest:
+        plan, rest = shard.plan_flush(rest)
+        if plan is not None:
+            shard.publish_flush(shard.write_flush(plan))
+            shard.punch(shard.take_freed())
 
 
 def read(shard: Shard, user: int, wanted: Wanted | None = None) -> History:

@@ -77,7 +77,7 @@ def test_a_crash_after_the_data_but_before_the_journal_loses_and_repeats_nothing
     append(shard, batch_of([1], [1500], rows[:1500]))
     flush(shard)
     append(shard, batch_of([1], [1500], rows[1500:]))
-    plan = shard.plan_flush([1])
+    plan, _ = shard.plan_flush([1])
     assert plan is not None
     shard.journal.close()
     with pytest.raises(DbClosedError):

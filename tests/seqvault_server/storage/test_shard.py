@@ -271,7 +271,7 @@ def test_space_is_not_given_back_while_an_older_read_may_look_there(tmp_path: Pa
         flush(shard)
         ticket = shard.pins.pin()
         append(shard, batch_of([1], [100], make_rows(random, 100)))
-        plan = shard.plan_flush([1])
+        plan, _ = shard.plan_flush([1])
         assert plan is not None
         shard.publish_flush(shard.write_flush(plan))
         assert shard.take_freed() == []
