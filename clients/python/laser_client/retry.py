@@ -56,6 +56,10 @@ class Attempts:
             try:
                 return await attempt()
             except grpc.aio.AioRpcError as rpc:
+                # A cancelled call may end with its RPC's status instead of CancelledError, if both come at once.
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError from rpc
                 await self.pause_after(rpc, is_repeatable=is_repeatable)
 
     def progressed(self) -> None:
