@@ -126,7 +126,7 @@ async def test_every_call_carries_its_deadline_and_its_cancellation(
 
 async def test_default_deadline_is_the_configs(peer: Peer) -> None:
     peer.script("GetHistory", Hang())
-    async with SeqVaultClient(peer.target, ClientConfig(timeouts=Timeouts(get_history_s=0.05))) as client:
+    async with SeqVaultClient(peer.target, ClientConfig(timeouts=Timeouts(get_history_s=0.5))) as client:
         with pytest.raises(DeadlineExceeded):
             await client.get_history(1)
     assert len(peer.requests["GetHistory"]) == 1
