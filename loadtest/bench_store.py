@@ -142,7 +142,7 @@ async def _run_until_signal(plan: Plan, directory: Path, console: Console) -> tu
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench_store", description="The store beside its peers.")
-    parser.add_argument("--events", type=float, default=Plan.events, help="events to load (default 2e6)")
+    parser.add_argument("--events", type=float, default=Plan.events, help="events to load (default 6e6)")
     parser.add_argument("--seed", type=int, default=Plan.seed, help="of the generated data (default 1)")
     parser.add_argument("--quick", action="store_true", help="every phase in small: shows that it works, not how fast")
     parser.add_argument("--out", type=Path, default=RESULT, help="result (default build/bench/store.json)")

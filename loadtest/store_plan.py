@@ -21,7 +21,7 @@ NULL: Final = "null_rpc"
 class Plan:
     """Sizes of a run."""
 
-    events: int = 2_000_000
+    events: int = 6_000_000
     """Of users with lengths by the generator's law."""
     cohort: int = 40
     """Users besides, with exactly 10,000 events each."""
