@@ -253,7 +253,7 @@ class Flusher:
 
     def _sorted(self, words_CN: Words, user_N: Ints) -> Ints:
         """The order by (user, time, arrival). Events rarely come late, so that the order by user, a radix sort, is mostly
-        that order already: 0.02 us an event against lexsort's 0.1.
+        that order already: 0.03 us an event against lexsort's 0.14.
         """
         order = np.argsort(
             user_N.astype(np.uint16 if len(user_N) and user_N.max() < 1 << 16 else np.int64), kind="stable"
