@@ -12,6 +12,7 @@ from seqvault_server.storage.errors import (
     SequenceTooOld,
     StoreFull,
     UserFull,
+    UsersFull,
 )
 from servicekit.errors import ErrorTable, Problem, row
 
@@ -60,6 +61,12 @@ TABLE = ErrorTable(
             UserFull,
             lambda e: Problem(
                 code=StatusCode.FAILED_PRECONDITION, reason="USER_FULL", message=str(e), field="user_ids"
+            ),
+        ),
+        row(
+            UsersFull,
+            lambda e: Problem(
+                code=StatusCode.RESOURCE_EXHAUSTED, reason="USERS_FULL", message=str(e), field="user_ids"
             ),
         ),
         row(

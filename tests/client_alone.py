@@ -1,4 +1,5 @@
-"""Run by test_wheel in the wheel's own environment: what the client needs, with torch and numba refused."""
+"""Run by test_wheel in the wheel's own environment: the client at work on the store whose address is given, with torch,
+numba and the servers refused."""
 
 import importlib
 import sys
@@ -21,13 +22,14 @@ class Refuse(MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 
-for name in (
-    "laser_client",
-    "seqcore.schema",
-    "seqcore.decode",
-    "seqvault.v1.seqvault_pb2_grpc",
-    "ranker.v1.ranker_pb2_grpc",
-):
+for name in ("laser_client.client", "laser_client.sync", "ranker.v1.ranker_pb2_grpc"):
     importlib.import_module(name)
+
+client_class = importlib.import_module("laser_client.sync").SyncSeqVaultClient
+with client_class(sys.argv[1]) as client:
+    columns = {"item_id": [5, 6], "time_ms": [1_600_000_000_000, 1_600_000_000_001], "action": [1, 0]}
+    client.append([42], [2], columns)
+    history = client.get_history(42)
+    assert history.columns["item_id"].tolist() == [5, 6]
 
 print("ok")

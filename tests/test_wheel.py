@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.server_process import server
+
 REPOSITORY = Path(__file__).parent.parent
 CLIENT_ALONE = Path(__file__).with_name("client_alone.py")
 
@@ -52,5 +54,6 @@ def test_client_needs_the_base_install_alone(wheel: Path, tmp_path: Path) -> Non
     _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=tmp_path)
     installed = _run(python, "-m", "pip", "list", "--format=freeze", cwd=tmp_path)
     assert not [line for line in installed.splitlines() if line.startswith(("numba", "torch", "rocksdict", "lmdb"))]
-    # Isolated (-I): neither the working directory nor PYTHONPATH can lend it the checkout.
-    assert _run(python, "-I", CLIENT_ALONE, cwd=tmp_path).splitlines()[-1] == "ok"
+    with server(tmp_path / "data") as store:
+        # Isolated (-I): neither the working directory nor PYTHONPATH can lend it the checkout.
+        assert _run(python, "-I", CLIENT_ALONE, store.target, cwd=tmp_path).splitlines()[-1] == "ok"

@@ -34,6 +34,14 @@ class StoreFull(StorageError):
         self.retry_after_ms = retry_after_ms
 
 
+class UsersFull(StorageError):
+    """The index may hold no more users; histories of those that it has still take events."""
+
+    def __init__(self, max_users: int) -> None:
+        super().__init__(f"the store may hold {max_users} users (max_users), and more than that would be known")
+        self.max_users = max_users
+
+
 class UserFull(StorageError):
     """One user's history reached its limit; deleting the user is the only cure."""
 

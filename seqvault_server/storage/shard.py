@@ -25,7 +25,7 @@ from seqcore.schema import Schema
 from seqvault_server.storage.append import AppendBatch
 from seqvault_server.storage.commit import Carry, CommitGroup, Deletion, append_record, producer_record
 from seqvault_server.storage.directory import DataDirectory
-from seqvault_server.storage.errors import ReadOnly, StoreFull, UserFull
+from seqvault_server.storage.errors import ReadOnly, StoreFull, UserFull, UsersFull
 from seqvault_server.storage.files import Files
 from seqvault_server.storage.flush import Flusher, FlushPlan, FlushResult
 from seqvault_server.storage.index import Index
@@ -58,7 +58,7 @@ class ShardConfig:
     """Limits of a shard."""
 
     max_users: int = 50_000_000
-    """Users that the index can hold. Reserves 32 bytes of address space each; memory is used only for those that exist."""
+    """Users that the index can hold; appends for others are refused then. Reserves 32 bytes of address space each; memory is used only for those that exist."""
 
     tail_bytes: int = 1 << 30
     """Most bytes of rows not yet in blocks, across all users. Appends are refused above it; flushing begins at half."""
@@ -206,7 +206,7 @@ class Shard:
     def check_append(self, batch: AppendBatch, pending_rows: int) -> None:
         """Whether there is room for the batch beside `pending_rows` rows that are admitted but not yet in the tails.
 
-        Raises: ReadOnly, StoreFull, UserFull.
+        Raises: ReadOnly, StoreFull, UsersFull, UserFull.
         """
         self.check_writable()
         if self.tails.rows + pending_rows + len(batch.rows) > self.tails.max_rows:
@@ -220,7 +220,11 @@ class Shard:
             raise StoreFull(
                 "TAILS_FULL", f"more than {MAX_USER_TAIL_BYTES} bytes of one user wait to be flushed", _RETRY_MS
             )
-        used_U = used_bytes_of(self.index.places_of(batch.user_U))
+        place_U = self.index.places_of(batch.user_U)
+        known = len(self.index) + self.tails.users  # some are counted twice, which errs on the safe side
+        if known >= self.config.max_users and (place_U == 0).any():
+            raise UsersFull(self.config.max_users)
+        used_U = used_bytes_of(place_U)
         if int(used_U.max()) > MAX_USER_BYTES:
             raise UserFull(int(batch.user_U[int(used_U.argmax())]), MAX_USER_BYTES)
 

@@ -9,7 +9,7 @@ import pytest
 
 from seqcore.filters import Filter
 from seqcore.schema import Schema
-from seqvault_server.storage.errors import DamagedHistory, DataDirectoryError, InvalidAppend, StoreFull
+from seqvault_server.storage.errors import DamagedHistory, DataDirectoryError, InvalidAppend, StoreFull, UsersFull
 from seqvault_server.storage.place import is_disordered, is_extent, offset_of, segment_of, used_bytes_of
 from seqvault_server.storage.shard import Shard, ShardConfig
 from seqvault_server.storage.walk import Wanted
@@ -326,6 +326,19 @@ def test_appends_are_refused_when_the_tails_are_full(tmp_path: Path) -> None:
         flush(shard)
         assert shard.tails.rows == 0 < rows
         append(shard, batch)
+
+
+def test_more_users_than_the_index_may_hold_are_refused_and_known_ones_are_not(tmp_path: Path) -> None:
+    random = np.random.default_rng(18)
+    with opened(tmp_path, config=ShardConfig(max_users=100, tail_bytes=1 << 20)) as shard:
+        append(shard, batch_of(list(range(100)), [1] * 100, make_rows(random, 100)))
+        flush(shard)
+        with pytest.raises(UsersFull):
+            append(shard, batch_of([100], [1], make_rows(random, 1)))
+        append(shard, batch_of([7], [1], make_rows(random, 1)))
+        delete(shard, 8)
+        delete(shard, 9)
+        append(shard, batch_of([100], [1], make_rows(random, 1)))
 
 
 @pytest.mark.parametrize("time_ms", [-1, NOW_MS + 25 * 3600 * 1000])
