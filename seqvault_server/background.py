@@ -45,7 +45,6 @@ class Background:
         self._cut_at = float("inf")
         self._is_closing = False
         self._task = self._loop.create_task(self._run())
-        self._task.add_done_callback(_report_death)
         if shard.due:
             self._want()
 
@@ -107,7 +106,20 @@ class Background:
             if not self._is_closing:
                 await self._wait(self._urgent, FLUSH_WINDOW_S)
                 self._urgent.clear()
-                await self._do_what_is_due()
+                try:
+                    await self._do_what_is_due()
+                except Exception as error:  # noqa: BLE001  the outermost loop: RocksDB's errors have no class of their own
+                    self._give_up(error)
+                    return
+
+    def _give_up(self, error: Exception) -> None:
+        """What is durable is unknown, or there is a bug: no more is written, what can be read is read."""
+        if not self._shard.read_only_cause:
+            self._shard.read_only_cause = f"flushing failed: {error}"
+        _log.critical(
+            "read_only", cause=self._shard.read_only_cause, cure="mend what is named, then restart", exc_info=error
+        )
+        self._rests.set()
 
     async def _do_what_is_due(self) -> None:
         shard = self._shard
@@ -156,7 +168,7 @@ class Background:
             await self._busy.notify()
             shard.due.extend(plan.user_U.tolist())  # without the damaged one
             return
-        except OSError:
+        except BaseException:
             shard.abandon_flush(plan)
             shard.due.extend(plan.user_U.tolist())
             await self._busy.notify()
@@ -197,11 +209,3 @@ class Background:
         """Waits for the event, or so long."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), None if seconds == float("inf") else max(seconds, 0.0))
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    """A bug ended the background work: tails will fill and appends be refused, so it must be seen."""
-    if not task.cancelled() and task.exception() is not None:
-        _log.critical(
-            "background_work_ended", consequence="nothing is flushed until a restart", exc_info=task.exception()
-        )

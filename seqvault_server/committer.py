@@ -127,17 +127,17 @@ class Committer:
 
     async def _commit(self, queue: _Queue) -> None:
         shard = self._shard
-        async with self.tails_lock:
-            group, cut_lsns = self._begin(queue)
         try:
             shard.check_writable()
+            async with self.tails_lock:
+                group, cut_lsns = self._begin(queue)
             await self._loop.run_in_executor(self._thread, shard.log_group, group)
+            async with self.tails_lock:
+                for _ in shard.apply_group(group):
+                    await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001  RocksDB's errors have no class of their own; whatever it is, the log's state is unknown
             self._fail(queue, error)
             return
-        async with self.tails_lock:
-            for _ in shard.apply_group(group):
-                await asyncio.sleep(0)
         self._succeed(queue, group, cut_lsns)
         self._applied()
 

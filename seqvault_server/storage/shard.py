@@ -324,6 +324,7 @@ class Shard:
         """Owner's last step of a deletion: gives the space back, lets the user be flushed again."""
         if deletion.place:
             self.space.free(np.array([deletion.place], np.uint64))
+        self.damaged.discard(deletion.user)
         self.busy.discard(deletion.user)
 
     # Flushing

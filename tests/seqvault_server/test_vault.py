@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from seqvault_server.storage.append import AppendBatch
-from seqvault_server.storage.errors import InvalidAppend, ReadOnly
+from seqvault_server.storage.errors import DamagedHistory, InvalidAppend, ReadOnly
 from seqvault_server.storage.files import Files
+from seqvault_server.storage.place import offset_of
 from seqvault_server.storage.shard import FLUSH_ROWS, Shard, ShardConfig
 from seqvault_server.storage.walk import Wanted
 from seqvault_server.vault import Vault
@@ -217,6 +218,49 @@ async def test_a_log_that_fails_makes_the_shard_read_only_and_acks_nothing(tmp_p
     await vault.close()
     async with vault_of(tmp_path) as again:
         assert len(await items_of(again, 1)) == 5
+
+
+async def test_a_journal_that_fails_makes_the_shard_read_only_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(np.random.default_rng(13), FLUSH_ROWS)
+
+    def fail(_entries: object) -> None:
+        raise RuntimeError("injected")
+
+    async with vault_of(tmp_path) as vault:
+        monkeypatch.setattr(vault.shard.journal, "write", fail)
+        await vault.append(batch_of([1], [FLUSH_ROWS], rows))
+        await vault.settle()
+        assert vault.shard.read_only_cause == "flushing failed: injected"
+        with pytest.raises(ReadOnly):
+            await vault.append(batch_of([1], [1], rows[:1]))
+        assert decoded(1, await vault.read(1, Wanted())).tobytes() == rows.tobytes()
+    async with vault_of(tmp_path) as vault:
+        assert decoded(1, await vault.read(1, Wanted())).tobytes() == rows.tobytes()
+
+
+async def test_a_damaged_history_holds_up_nobody_elses_flush_and_can_be_deleted(tmp_path: Path) -> None:
+    random = np.random.default_rng(14)
+    async with vault_of(tmp_path) as vault:
+        await vault.append(batch_of([1, 2], [300, 300], make_rows(random, 600)))
+        await vault.flush_all()
+        segment = next(vault.shard.segments.directory.glob("*.seg"))
+        with segment.open("r+b") as file:
+            file.seek(offset_of(vault.shard.index.place_of(1)) + 100)
+            file.write(b"damage")
+        await vault.append(batch_of([1, 2], [FLUSH_ROWS, FLUSH_ROWS], make_rows(random, 2 * FLUSH_ROWS)))
+        await vault.settle()
+        assert vault.shard.damaged == {1}
+        assert (vault.shard.tails.rows_of(1), vault.shard.tails.rows_of(2)) == (FLUSH_ROWS, 0)
+        with pytest.raises(DamagedHistory):
+            await vault.read(1, Wanted())
+        assert len(await items_of(vault, 2)) == 300 + FLUSH_ROWS
+        assert await vault.delete(1)
+        await vault.append(batch_of([1], [FLUSH_ROWS], make_rows(random, FLUSH_ROWS)))
+        await vault.settle()
+        assert len(await items_of(vault, 1)) == FLUSH_ROWS
+        assert vault.shard.tails.rows_of(1) == 0
 
 
 @pytest.mark.parametrize("rows", [1_000, 16_000])
