@@ -16,6 +16,7 @@ from seqvault.v1 import seqvault_pb2_grpc as rpc
 from tests.e2e.server_process import ServerProcess, server
 
 CYCLES: Final = 20
+LONG_CYCLES: Final = 100
 USERS: Final = 40
 PRODUCERS: Final = 3
 # Small limits, so that flushing, moving and cutting the log go on all the time.
@@ -119,12 +120,13 @@ def append_until_killed(running: ServerProcess, producers: Sequence[Producer], c
         assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-@pytest.mark.timeout(400)
-def test_acked_events_survive_kills(tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("cycles", [CYCLES, pytest.param(LONG_CYCLES, marks=pytest.mark.long)])
+def test_acked_events_survive_kills(tmp_path: Path, cycles: int) -> None:
     seed = 20_261_123
     random = np.random.default_rng(seed)
     producers = [Producer(number, np.random.default_rng([seed, number])) for number in range(PRODUCERS)]
-    for cycle in range(CYCLES):
+    for cycle in range(cycles):
         with server(tmp_path / "data", environ=BUSY) as running:
             check(running.target, producers)
             append_until_killed(running, producers, calls_before_kill=int(random.integers(5, 60)))

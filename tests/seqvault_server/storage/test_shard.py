@@ -51,7 +51,7 @@ class Model:
             assert decoded(user, newest, Filter(max_events=37)).tobytes() == expected[-37:].tobytes()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(6, 60))])
 def test_histories_survive_any_mix_of_appends_flushes_deletions_and_restarts(tmp_path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
     model, users = Model(), range(24)
