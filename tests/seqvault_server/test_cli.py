@@ -78,7 +78,15 @@ def _seqvault(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def _start_load(file: Path, target: str, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "seqvault_server", "load", str(file), "--address", target, *options]
-    return subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command,
+        env=_environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # A shell's background jobs ignore SIGINT, and so would their children: Ctrl-C must work even if the tests are one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no other thread forks here
+    )
 
 
 def _histories(target: str, users: Sequence[int]) -> list[History]:
