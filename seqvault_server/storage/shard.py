@@ -37,6 +37,7 @@ from seqvault_server.storage.read import History, PendingRead, Reader
 from seqvault_server.storage.recovery import recover
 from seqvault_server.storage.segments import Segments
 from seqvault_server.storage.space import PageRun, Pins, Space
+from seqvault_server.storage.statistics import Counters, ShardStatistics
 from seqvault_server.storage.tails import TailRows, Tails
 from seqvault_server.storage.walk import Wanted
 
@@ -58,7 +59,8 @@ class ShardConfig:
     """Limits of a shard."""
 
     max_users: int = 50_000_000
-    """Users that the index can hold; appends for others are refused then. Reserves 32 bytes of address space each; memory is used only for those that exist."""
+    """Users that the index can hold; appends for others are refused then. Reserves 32 bytes of address space each; memory
+    is used only for those that exist."""
 
     tail_bytes: int = 1 << 30
     """Most bytes of rows not yet in blocks, across all users. Appends are refused above it; flushing begins at half."""
@@ -69,55 +71,6 @@ class ShardConfig:
     def __post_init__(self) -> None:
         if self.max_users < 1 or self.tail_bytes < 1 << 20 or self.log_generation_bytes < 1 << 16:
             raise ValueError("max_users >= 1, tail_bytes >= 1 MiB and log_generation_bytes >= 64 KiB are needed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardStatistics:
-    """A look at the shard, for metrics and people."""
-
-    users_on_disk: int
-    """Users with a place in the index."""
-    users_in_tails: int
-    """Users with rows not yet in blocks."""
-    tail_rows: int
-    """Rows not yet in blocks."""
-    index_bytes: int
-    """Memory of the index."""
-    tail_bytes: int
-    """Memory of the tails, as far as it was ever used."""
-    live_bytes: int
-    """Bytes of pages that hold a live history, slack included."""
-    segments: int
-    """Segment files."""
-    log_bytes: int
-    """Bytes in the current log generation."""
-    next_lsn: int
-    """Number that the next append will get."""
-    producers: int
-    """Exactly-once producers that are remembered."""
-    is_read_only: bool
-    """Whether a failed log write has ended all writing."""
-    damaged_users: int
-    """Users whose blocks failed to verify when they were to be merged."""
-    appended_events_total: int
-    """Events made visible since the start."""
-    flushed_events_total: int
-    """Events written to blocks since the start."""
-    written_bytes_total: int
-    """Bytes written to segments since the start."""
-    reads_total: int
-    """Reads of segments since the start."""
-    read_bytes_total: int
-    """Bytes of those reads."""
-
-
-@dataclass(slots=True)
-class _Counters:
-    appended_events: int = 0
-    flushed_events: int = 0
-    written_bytes: int = 0
-    reads: int = 0
-    read_bytes: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,7 +102,7 @@ class Shard:
     read_only_cause: str = ""
     log_bytes: int = 0
     """Bytes of records in the current log generation."""
-    _counters: _Counters = field(default_factory=_Counters)
+    _counters: Counters = field(default_factory=Counters)
 
     @classmethod
     def open(cls, path: Path, schema: Schema, *, config: ShardConfig | None = None, files: Files | None = None) -> Self:
