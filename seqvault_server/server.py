@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import structlog
 import yaml
 
 from seqcore.errors import SchemaError
@@ -20,6 +21,8 @@ from servicekit.listen import ListenConfig
 from servicekit.metrics import ServerMetrics
 from servicekit.runner import Application, Open
 from servicekit.service import handlers
+
+_log = structlog.get_logger(__name__)
 
 DEFAULT_PORT: Final = 7070
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SeqVault"]
@@ -57,6 +60,7 @@ def opener(config: ServerConfig) -> Open:
 
     async def open_store(metrics: ServerMetrics) -> Application:
         schema = read_schema(config.schema)
+        _log.info("warming up", note="the first start on a machine compiles for half a minute")
         await asyncio.to_thread(warm_up, schema)
         shard = await asyncio.to_thread(Shard.open, config.data, schema, config=config.shard)
         try:
